@@ -1,0 +1,254 @@
+"""The shape of a model: from config.json to tensors, parameters and what one token costs.
+
+Every figure is computed from the shapes, never looked up by a model's name. The tensor list is that of the
+MLX model (stacked experts, MLA's kv_b split in two), which is what is stored and what sits in memory.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
+
+SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "deepseek_v3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupedQueryAttention:
+    """Keys and values of *kv_head_count* heads are cached."""
+
+    head_count: int
+    kv_head_count: int
+    head_dim: int
+
+    @property
+    def cached_values_per_token(self) -> int:
+        """Values that one token adds to one layer's cache."""
+        return 2 * self.kv_head_count * self.head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentAttention:
+    """DeepSeek's MLA: one latent and one rotary key are cached for all heads."""
+
+    head_count: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    rope_head_dim: int
+    nope_head_dim: int
+    value_head_dim: int
+
+    @property
+    def cached_values_per_token(self) -> int:
+        """Values that one token adds to one layer's cache."""
+        return self.kv_lora_rank + self.rope_head_dim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertSpec:
+    """The mixture of experts of the layers from *first_layer* on."""
+
+    routed_count: int
+    shared_count: int
+    active_count: int
+    intermediate_size: int
+    first_layer: int
+    layer_stride: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorShape:
+    """One tensor of the MLX model.
+
+    Attributes:
+        name: its path, such as ``model.layers.0.self_attn.q_proj.weight``.
+        shape: as stored unquantised.
+        role: ``matrix`` may be quantised, ``vector`` never is, ``router`` neither,
+            ``float32`` is kept in that type.
+        read_share: the share of it that decoding one token reads (routed experts: a few of many;
+            the embedding: one row).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Literal["matrix", "vector", "router", "float32"] = "vector"
+    read_share: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchSpec:
+    """Shape facts of one model, from its config.json."""
+
+    model_type: str
+    layer_count: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    max_context_tokens: int
+    tied_embeddings: bool
+    attention: GroupedQueryAttention | LatentAttention
+    experts: ExpertSpec | None
+    qkv_bias: bool
+    qk_norm: bool
+
+    @cached_property
+    def tensors(self) -> tuple[TensorShape, ...]:
+        """All tensors of the MLX model, in the order in which it holds them."""
+        return tuple(_tensors(self))
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """All parameters."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    @cached_property
+    def active_parameter_count(self) -> int:
+        """Parameters read to decode one token, without the embedding; a dense model counts all of them.
+
+        A router's correction bias is left out, as in DeepSeek's own figure.
+        """
+        if self.experts is None:
+            return self.parameter_count
+        counted = (tensor for tensor in self.tensors if tensor.role != "float32")
+        embedding = "model.embed_tokens.weight"
+        return round(sum(tensor.size * tensor.read_share for tensor in counted if tensor.name != embedding))
+
+
+def parse_arch(config: Mapping[str, Any]) -> ArchSpec:
+    """Build an ArchSpec from the contents of a config.json.
+
+    Raises:
+        KeyError: a field that the architecture needs is absent; the exception's argument is its name.
+        ValueError: the model type is not one of SUPPORTED_MODEL_TYPES, or a field is not a positive integer.
+    """
+    model_type = config.get("model_type")
+    if model_type not in SUPPORTED_MODEL_TYPES:
+        raise ValueError(f"model type {model_type!r} is not one of {', '.join(SUPPORTED_MODEL_TYPES)}")
+    head_count = _count(config, "num_attention_heads")
+    hidden_size = _count(config, "hidden_size")
+    attention: GroupedQueryAttention | LatentAttention
+    if model_type == "deepseek_v3":
+        attention = LatentAttention(
+            head_count=head_count,
+            q_lora_rank=_count(config, "q_lora_rank") if config.get("q_lora_rank") else None,
+            kv_lora_rank=_count(config, "kv_lora_rank"),
+            rope_head_dim=_count(config, "qk_rope_head_dim"),
+            nope_head_dim=_count(config, "qk_nope_head_dim"),
+            value_head_dim=_count(config, "v_head_dim"),
+        )
+    else:
+        attention = GroupedQueryAttention(
+            head_count=head_count,
+            kv_head_count=_count(config, "num_key_value_heads") if config.get("num_key_value_heads") else head_count,
+            head_dim=_count(config, "head_dim") if config.get("head_dim") else hidden_size // head_count,
+        )
+    return ArchSpec(
+        model_type=model_type,
+        layer_count=_count(config, "num_hidden_layers"),
+        hidden_size=hidden_size,
+        intermediate_size=_count(config, "intermediate_size"),
+        vocab_size=_count(config, "vocab_size"),
+        max_context_tokens=_count(config, "max_position_embeddings"),
+        # llama's and qwen2's own default is tied; every member of the R1 family says it.
+        tied_embeddings=bool(config.get("tie_word_embeddings", model_type != "deepseek_v3")),
+        attention=attention,
+        experts=_experts(config),
+        qkv_bias=model_type == "qwen2",
+        qk_norm=model_type == "qwen3",
+    )
+
+
+def _experts(config: Mapping[str, Any]) -> ExpertSpec | None:
+    if config.get("model_type") != "deepseek_v3" or not config.get("n_routed_experts"):
+        return None
+    return ExpertSpec(
+        routed_count=_count(config, "n_routed_experts"),
+        shared_count=int(config.get("n_shared_experts") or 0),
+        active_count=_count(config, "num_experts_per_tok"),
+        intermediate_size=_count(config, "moe_intermediate_size"),
+        first_layer=int(config.get("first_k_dense_replace", 0)),
+        layer_stride=int(config.get("moe_layer_freq", 1)),
+    )
+
+
+def _count(config: Mapping[str, Any], name: str) -> int:
+    value = config[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(f"{name} is {value!r}, not a positive whole number")
+    return value
+
+
+def _tensors(arch: ArchSpec) -> Iterator[TensorShape]:
+    embedding = (arch.vocab_size, arch.hidden_size)
+    embedding_share = 1.0 if arch.tied_embeddings else 1 / arch.vocab_size
+    yield TensorShape("model.embed_tokens.weight", embedding, "matrix", embedding_share)
+    for index in range(arch.layer_count):
+        prefix = f"model.layers.{index}."
+        yield from _attention_tensors(arch, prefix + "self_attn.")
+        yield from _mlp_tensors(arch, prefix + "mlp.", index)
+        yield TensorShape(prefix + "input_layernorm.weight", (arch.hidden_size,))
+        yield TensorShape(prefix + "post_attention_layernorm.weight", (arch.hidden_size,))
+    yield TensorShape("model.norm.weight", (arch.hidden_size,))
+    if not arch.tied_embeddings:
+        yield TensorShape("lm_head.weight", embedding, "matrix")
+
+
+def _attention_tensors(arch: ArchSpec, prefix: str) -> Iterator[TensorShape]:
+    hidden, attention = arch.hidden_size, arch.attention
+    if isinstance(attention, LatentAttention):
+        yield from _latent_tensors(hidden, attention, prefix)
+        return
+    q_rows = attention.head_count * attention.head_dim
+    kv_rows = attention.kv_head_count * attention.head_dim
+    for name, rows in (("q_proj", q_rows), ("k_proj", kv_rows), ("v_proj", kv_rows)):
+        yield TensorShape(f"{prefix}{name}.weight", (rows, hidden), "matrix")
+        if arch.qkv_bias:
+            yield TensorShape(f"{prefix}{name}.bias", (rows,))
+    yield TensorShape(prefix + "o_proj.weight", (hidden, q_rows), "matrix")
+    if arch.qk_norm:
+        yield TensorShape(prefix + "q_norm.weight", (attention.head_dim,))
+        yield TensorShape(prefix + "k_norm.weight", (attention.head_dim,))
+
+
+def _latent_tensors(hidden: int, attention: LatentAttention, prefix: str) -> Iterator[TensorShape]:
+    heads, rank = attention.head_count, attention.kv_lora_rank
+    q_rows = heads * (attention.nope_head_dim + attention.rope_head_dim)
+    if attention.q_lora_rank is None:
+        yield TensorShape(prefix + "q_proj.weight", (q_rows, hidden), "matrix")
+    else:
+        yield TensorShape(prefix + "q_a_proj.weight", (attention.q_lora_rank, hidden), "matrix")
+        yield TensorShape(prefix + "q_a_layernorm.weight", (attention.q_lora_rank,))
+        yield TensorShape(prefix + "q_b_proj.weight", (q_rows, attention.q_lora_rank), "matrix")
+    yield TensorShape(prefix + "kv_a_proj_with_mqa.weight", (rank + attention.rope_head_dim, hidden), "matrix")
+    yield TensorShape(prefix + "kv_a_layernorm.weight", (rank,))
+    yield TensorShape(prefix + "embed_q.weight", (heads, rank, attention.nope_head_dim), "matrix")
+    yield TensorShape(prefix + "unembed_out.weight", (heads, attention.value_head_dim, rank), "matrix")
+    yield TensorShape(prefix + "o_proj.weight", (hidden, heads * attention.value_head_dim), "matrix")
+
+
+def _mlp_tensors(arch: ArchSpec, prefix: str, index: int) -> Iterator[TensorShape]:
+    hidden, experts = arch.hidden_size, arch.experts
+    if experts is None or index < experts.first_layer or index % experts.layer_stride:
+        yield from _gated_tensors(prefix, hidden, arch.intermediate_size)
+        return
+    share = experts.active_count / experts.routed_count
+    yield from _gated_tensors(prefix + "switch_mlp.", hidden, experts.intermediate_size, experts.routed_count, share)
+    yield TensorShape(prefix + "gate.weight", (experts.routed_count, hidden), "router")
+    yield TensorShape(prefix + "gate.e_score_correction_bias", (experts.routed_count,), "float32")
+    if experts.shared_count:
+        yield from _gated_tensors(
+            prefix + "shared_experts.", hidden, experts.intermediate_size * experts.shared_count
+        )
+
+
+def _gated_tensors(
+    prefix: str, hidden: int, inner: int, stack: int | None = None, read_share: float = 1.0
+) -> Iterator[TensorShape]:
+    head = () if stack is None else (stack,)
+    for name, shape in (("gate_proj", (inner, hidden)), ("up_proj", (inner, hidden)), ("down_proj", (hidden, inner))):
+        yield TensorShape(f"{prefix}{name}.weight", head + shape, "matrix", read_share)

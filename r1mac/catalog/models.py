@@ -1,0 +1,146 @@
+"""The models that r1mac knows by name."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from r1mac import paths
+from r1mac.catalog.arch import ArchSpec, parse_arch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagedFile:
+    """A model file inside an installed Python package, found through its metadata and never imported."""
+
+    package: str
+    file_name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """One model of the catalog.
+
+    Attributes:
+        key: its own name, which is also its folder's in the store.
+        title: the name that its makers gave it.
+        aliases: what a person may type; the first is the one that r1mac shows.
+        source_repo: Hub repository of the original weights.
+        source_bytes: what the tensors there weigh.
+        source_format: ``bf16`` or ``fp8``.
+        licence: names every licence that binds the user.
+        mlx_repos: ready MLX repositories by bits, group size 64.
+        packaged: the same model inside a Python package, if there is one.
+    """
+
+    key: str
+    title: str
+    aliases: tuple[str, ...]
+    source_repo: str
+    source_bytes: int
+    source_format: str
+    licence: str
+    arch: ArchSpec
+    default_max_tokens: int
+    default_bits: int = 4
+    default_group_size: int = 64
+    mlx_repos: Mapping[int, str] = field(default_factory=dict)
+    packaged: PackagedFile | None = None
+
+    @property
+    def alias(self) -> str:
+        """The name to show in a command."""
+        return self.aliases[0] if self.aliases else self.key
+
+
+@cache
+def all_models() -> tuple[ModelSpec, ...]:
+    """Return every model of the catalog, smallest first, the demonstration model last.
+
+    Raises:
+        ValueError: models.toml has a wrong entry; the text names it.
+    """
+    data = tomllib.loads(paths.shipped("catalog", "models.toml").read_text(encoding="utf-8"))
+    return parse_models(data)
+
+
+def parse_models(data: Mapping[str, Any]) -> tuple[ModelSpec, ...]:
+    """Build and check the catalog from the contents of models.toml.
+
+    Raises:
+        ValueError: an entry lacks a field, has one too many, or claims a name that another has.
+    """
+    models = tuple(_parse_model(key, table) for key, table in data.items())
+    owners: dict[str, str] = {}
+    for model in models:
+        for name in (model.key, *model.aliases):
+            if owners.setdefault(name, model.key) != model.key:
+                raise ValueError(f"the name {name!r} belongs to both {owners[name]} and {model.key}")
+    return models
+
+
+def find(name: str) -> ModelSpec | None:
+    """Return the model that *name* means: a key, an alias, or a repository of the catalog.
+
+    Case does not matter, and Ollama's spelling ``deepseek-r1:70b`` is understood.
+    """
+    wanted = name.strip().lower()
+    for prefix in ("deepseek-r1:", "r1:", "deepseek-r1-"):
+        wanted = wanted.removeprefix(prefix)
+    for model in all_models():
+        names = {model.key, model.title.lower(), *model.aliases, model.source_repo.lower()}
+        if wanted in names or name.strip().lower() in names:
+            return model
+    return None
+
+
+def find_by_repo(repo: str) -> tuple[ModelSpec, int | None] | None:
+    """Return the model whose source or ready MLX repository *repo* is, and the latter's bits."""
+    for model in all_models():
+        if repo.lower() == model.source_repo.lower():
+            return model, None
+        for bits, mlx_repo in model.mlx_repos.items():
+            if repo.lower() == mlx_repo.lower():
+                return model, bits
+    return None
+
+
+def nearest_names(name: str) -> list[str]:
+    """Return up to three names of the catalog that *name* may be a slip of, best first."""
+    names = [alias for model in all_models() for alias in (*model.aliases, model.key)]
+    close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
+    number = "".join(char for char in name if char.isdigit() or char == ".")
+    same_number = [alias for alias in names if number and alias.startswith(number)]
+    return list(dict.fromkeys([*same_number, *close]))[:3]
+
+
+_REQUIRED = {"title", "aliases", "source", "source_bytes", "source_format", "licence", "default_max_tokens", "config"}
+_OPTIONAL = {"default_bits", "default_group_size", "mlx", "package", "package_file"}
+
+
+def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
+    if missing := _REQUIRED - table.keys():
+        raise ValueError(f"model {key} lacks {', '.join(sorted(missing))}")
+    if unknown := table.keys() - _REQUIRED - _OPTIONAL:
+        raise ValueError(f"model {key} has unknown fields {', '.join(sorted(unknown))}")
+    try:
+        arch = parse_arch(table["config"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"model {key}: config: {error}") from error
+    return ModelSpec(
+        key=key,
+        title=table["title"],
+        aliases=tuple(table["aliases"]),
+        source_repo=table["source"],
+        source_bytes=table["source_bytes"],
+        source_format=table["source_format"],
+        licence=table["licence"],
+        arch=arch,
+        default_max_tokens=table["default_max_tokens"],
+        default_bits=table.get("default_bits", 4),
+        default_group_size=table.get("default_group_size", 64),
+        mlx_repos={int(bits): repo for bits, repo in table.get("mlx", {}).items()},
+        packaged=PackagedFile(package=table["package"], file_name=table["package_file"]) if "package" in table else None,
+    )

@@ -1,0 +1,1 @@
+"""Weights of any kind to an MLX model, tensor by tensor."""

@@ -1,0 +1,1 @@
+"""The loaded model and what it says."""

@@ -1,0 +1,1 @@
+"""Bytes on disk: headers and folders, no arrays."""

@@ -1,0 +1,1 @@
+"""Models on the Hub and in the store on disk."""

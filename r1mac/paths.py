@@ -1,0 +1,39 @@
+"""Where models, settings and shipped data are.
+
+``R1MAC_HOME`` moves everything below one folder; ``R1MAC_MODELS_DIR`` (or ``models_dir`` in
+config.toml) moves only the models, for example to an external disk.
+"""
+
+import os
+from collections.abc import Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+
+def config_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the path of config.toml, which need not exist."""
+    return _home(environ, "config") / "config.toml"
+
+
+def models_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the default folder of the model store, which need not exist."""
+    return _home(environ, "data") / "models"
+
+
+def history_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the path of the chat's input history, which need not exist."""
+    return _home(environ, "data") / "chat-history"
+
+
+def shipped(*parts: str) -> Traversable:
+    """Return a data file that ships inside the package, such as ``shipped("catalog", "chips.csv")``."""
+    return files("r1mac").joinpath(*parts)
+
+
+def _home(environ: Mapping[str, str], kind: str) -> Path:
+    if home := environ.get("R1MAC_HOME"):
+        return Path(home).expanduser()
+    import platformdirs
+
+    return platformdirs.user_config_path("r1mac") if kind == "config" else platformdirs.user_data_path("r1mac")

@@ -1,0 +1,1 @@
+"""Arithmetic only: what needs how much memory, and does it fit."""

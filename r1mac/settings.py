@@ -1,0 +1,102 @@
+"""What the user prefers: defaults < config.toml < ``R1MAC_*`` variables < flags, as one frozen object."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from r1mac import paths
+from r1mac.errors import BadSettings
+
+CHOICES: dict[str, tuple[int, ...]] = {"bits": (2, 3, 4, 6, 8, 16)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The preferences of one run. A field of None means «let r1mac choose».
+
+    Attributes:
+        bits: width of the weights to fetch or to convert to; 16 is unquantised.
+        context_tokens: longest conversation to plan memory for.
+        max_tokens: longest answer, thought included.
+        temperature: 0 is greedy.
+        top_p: nucleus of the sampler.
+        models_dir: the model store.
+    """
+
+    bits: int | None = None
+    context_tokens: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    models_dir: Path = field(default_factory=paths.models_dir)
+
+
+def load(environ: Mapping[str, str] = os.environ, **flags: object) -> Settings:
+    """Return the settings of this run.
+
+    Args:
+        environ: the environment variables.
+        flags: what the command line said; None is «not said».
+
+    Raises:
+        BadSettings: an unknown name, or a value of the wrong type, and where it stands.
+    """
+    settings = Settings(models_dir=paths.models_dir(environ))
+    settings = _apply(settings, _config_values(paths.config_file(environ)))
+    variables = {
+        name: (value, f"the environment variable R1MAC_{name.upper()}")
+        for name in _KINDS
+        if (value := environ.get(f"R1MAC_{name.upper()}")) is not None
+    }
+    settings = _apply(settings, variables)
+    return replace(settings, **{name: value for name, value in flags.items() if value is not None})
+
+
+_KINDS: dict[str, type] = {
+    "bits": int,
+    "context_tokens": int,
+    "max_tokens": int,
+    "temperature": float,
+    "top_p": float,
+    "models_dir": Path,
+}
+assert set(_KINDS) == {item.name for item in fields(Settings)}
+
+
+def _config_values(path: Path) -> dict[str, tuple[object, str]]:
+    """Return name to (value, where it stands) from config.toml; empty where there is none."""
+    if not path.is_file():
+        return {}
+    import tomllib
+
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadSettings(f"{path} is not valid TOML: {error}", hint="correct that line, or delete the file") from error
+    return {name: (value, str(path)) for name, value in data.items()}
+
+
+def _apply(settings: Settings, values: Mapping[str, tuple[object, str]]) -> Settings:
+    changes: dict[str, Any] = {}
+    for name, (value, where) in values.items():
+        kind = _KINDS.get(name)
+        if kind is None:
+            raise BadSettings(f"{where} has an unknown setting {name!r}", hint=f"known settings: {', '.join(_KINDS)}")
+        changes[name] = _checked(name, kind, value, where)
+    return replace(settings, **changes)
+
+
+def _checked(name: str, kind: type, value: object, where: str) -> object:
+    try:
+        result = Path(str(value)).expanduser() if kind is Path else kind(str(value))
+    except ValueError as error:
+        article = "a whole number" if kind is int else "a number"
+        raise BadSettings(f"{name} must be {article}, and {where} says {value!r}", hint="correct that value") from error
+    if name in CHOICES and result not in CHOICES[name]:
+        known = ", ".join(map(str, CHOICES[name]))
+        raise BadSettings(f"{name} must be one of {known}, and {where} says {value!r}", hint="correct that value")
+    if kind is not Path and result < 0:
+        raise BadSettings(f"{name} must not be negative, and {where} says {value!r}", hint="correct that value")
+    return result

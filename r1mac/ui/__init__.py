@@ -1,0 +1,1 @@
+"""The only users of rich and prompt_toolkit."""

@@ -1,0 +1,73 @@
+"""Bytes, counts and durations to text and back: the only place that divides by 2**30 or 10**9.
+
+Two families, never mixed: *memory* is counted in powers of two (GiB, as Apple
+counts RAM), *files and downloads* in powers of ten (GB, as disks and networks do).
+"""
+
+import re
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
+
+_SIZE_UNITS = {
+    "b": 1,
+    "kb": KB,
+    "mb": MB,
+    "gb": GB,
+    "tb": TB,
+    "kib": KIB,
+    "mib": MIB,
+    "gib": GIB,
+    "tib": 2**40,
+}
+_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*$", re.IGNORECASE)
+
+
+def format_memory(count_bytes: int) -> str:
+    """Return *count_bytes* of memory as text in powers of two, such as ``"37.0 GiB"``."""
+    return _scaled(count_bytes, ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")))
+
+
+def format_size(count_bytes: int) -> str:
+    """Return the size of a file or download as text in powers of ten, such as ``"39.7 GB"``."""
+    return _scaled(count_bytes, ((TB, "TB"), (GB, "GB"), (MB, "MB"), (KB, "kB")))
+
+
+def format_count(count: int) -> str:
+    """Return a number of parameters as text, such as ``"671B"`` or ``"1.8B"``."""
+    for unit, suffix in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= unit:
+            value = count / unit
+            return f"{value:.0f}{suffix}" if value >= 100 else f"{value:.1f}{suffix}"  # noqa: PLR2004
+    return str(count)
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration as text, such as ``"0.4 s"``, ``"3 min 20 s"`` or ``"2 h 05 min"``."""
+    if seconds < 60:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:  # noqa: PLR2004
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that *text* such as ``"48gb"`` or ``"0.5 GiB"`` stands for.
+
+    Raises:
+        ValueError: *text* is not a number with a unit.
+    """
+    match = _SIZE.match(text)
+    unit = _SIZE_UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"{text!r} is not a size such as 48GB or 512MiB")
+    return round(float(match[1]) * unit)
+
+
+def _scaled(count_bytes: int, scale: tuple[tuple[int, str], ...]) -> str:
+    for unit, suffix in scale:
+        if abs(count_bytes) >= unit:
+            return f"{count_bytes / unit:.1f} {suffix}"
+    return f"{count_bytes} B"
