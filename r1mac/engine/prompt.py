@@ -1,0 +1,127 @@
+"""Conversations to prompts by the model's own template, and whether the prompt leaves it thinking."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from r1mac.engine.request import Message
+from r1mac.engine.think import THINK_END, THINK_START
+from r1mac.engine.tokenizer import Tokenizer
+from r1mac.errors import BadCheckpoint
+from r1mac.formats.folder import read_json
+
+# For a model that came without a template; what it says is all the model gets.
+_BARE_TEMPLATE = "{{ bos_token or '' }}{% for m in messages %}{{ m.content }}\n\n{% endfor %}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A rendered prompt.
+
+    Attributes:
+        text: what the model reads.
+        in_thought: whether the model's text begins inside a thought that the template opened.
+    """
+
+    text: str
+    in_thought: bool
+
+
+class PromptTemplate:
+    """A model's chat template."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self._folder = folder
+        self.thinks = tokenizer.has_token(THINK_START) and tokenizer.has_token(THINK_END)
+        self._special_tokens = {
+            name: tokenizer.special_token(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
+        }
+        source = _find_template(folder, tokenizer.settings)
+        self._template = _compile(source if source is not None else _BARE_TEMPLATE, folder)
+
+    def render(self, messages: Sequence[Message], *, think: bool) -> Prompt:
+        """Return the prompt for the conversation *messages*.
+
+        With *think* False the thought is closed before it begins: by the template where it knows how, else
+        by the tags themselves.
+
+        Raises:
+            BadCheckpoint: the template refuses this conversation; its own words are given.
+        """
+        text = self._render(messages, think=think, opens_turn=True)
+        opening = self._opening(messages, text, think=think)
+        in_thought = opening.rfind(THINK_START) > opening.rfind(THINK_END)
+        if not think and in_thought:
+            text, in_thought = text.rstrip("\n") + f"\n\n{THINK_END}\n\n", False
+        elif not think and self.thinks and THINK_END not in opening:
+            text += f"{THINK_START}\n\n{THINK_END}\n\n"
+        return Prompt(text=text, in_thought=in_thought)
+
+    def _opening(self, messages: Sequence[Message], text: str, *, think: bool) -> str:
+        """Return the part of a prompt that opens the model's turn: a user may have written tags too."""
+        conversation = self._render(messages, think=think, opens_turn=False)
+        if text.startswith(conversation):
+            return text[len(conversation) :]
+        return text.rpartition(messages[-1].text)[2]
+
+    def _render(self, messages: Sequence[Message], *, think: bool, opens_turn: bool) -> str:
+        import jinja2
+
+        try:
+            return str(
+                self._template.render(
+                    messages=[{"role": message.role, "content": message.text} for message in messages],
+                    add_generation_prompt=opens_turn,
+                    # Qwen3's name and DeepSeek-V3.1's for the same wish; other templates read neither.
+                    enable_thinking=think,
+                    thinking=think,
+                    **self._special_tokens,
+                )
+            )
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
+            raise BadCheckpoint(
+                f"the chat template in {self._folder} cannot render this conversation: {error}",
+                hint="fetch the model's tokenizer_config.json or chat_template.jinja again",
+            ) from error
+
+
+def _find_template(folder: Path, settings: dict[str, Any]) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if template is None and (folder / "chat_template.json").is_file():
+        template = read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(template, list):
+        named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _compile(source: str, folder: Path) -> Any:
+    import jinja2
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def strftime_now(text_format: str) -> str:
+        return datetime.now().astimezone().strftime(text_format)
+
+    def to_json(value: object, indent: int | None = None) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    # A template comes from the internet: the sandbox keeps it from Python, and these are all it may call.
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = to_json
+    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise BadCheckpoint(
+            f"the chat template in {folder} is not valid: {error}",
+            hint="fetch the model's tokenizer_config.json or chat_template.jinja again",
+        ) from error

@@ -1,0 +1,46 @@
+"""Every name that r1mac takes from mlx-lm, in one place: mlx-lm renames between patch releases.
+
+Written for mlx-lm 0.32.2. Importing this module costs about a second (mlx-lm imports transformers), so it is
+imported only where a model is built or loaded.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
+from mlx_lm.utils import _get_classes, load_model
+
+__all__ = [
+    "MultiLinear",
+    "QuantizedMultiLinear",
+    "QuantizedSwitchLinear",
+    "SwitchLinear",
+    "can_trim_prompt_cache",
+    "load_lazily",
+    "make_prompt_cache",
+    "model_skeleton",
+    "trim_prompt_cache",
+]
+
+
+def model_skeleton(config: dict[str, Any]) -> nn.Module:
+    """Return the model that *config* describes, its weights lazy random arrays that take no memory.
+
+    Raises:
+        ValueError: mlx-lm does not know the model type.
+        KeyError, TypeError: a field of *config* is missing or of the wrong kind.
+    """
+    model_class, args_class = _get_classes(config)
+    return model_class(args_class.from_dict(config))  # type: ignore[no-any-return]
+
+
+def load_lazily(folder: Path, config_changes: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model in *folder* with weights that are read from disk when they are first used.
+
+    Raises:
+        ValueError: the weights and the architecture do not match.
+    """
+    return load_model(folder, lazy=True, strict=True, model_config=config_changes)  # type: ignore[no-any-return]
