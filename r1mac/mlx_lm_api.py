@@ -7,7 +7,7 @@ imported only where a model is built or loaded.
 from pathlib import Path
 from typing import Any
 
-import mlx.nn as nn
+from mlx import nn
 from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
@@ -34,13 +34,14 @@ def model_skeleton(config: dict[str, Any]) -> nn.Module:
         KeyError, TypeError: a field of *config* is missing or of the wrong kind.
     """
     model_class, args_class = _get_classes(config)
-    return model_class(args_class.from_dict(config))  # type: ignore[no-any-return]
+    return model_class(args_class.from_dict(config))
 
 
-def load_lazily(folder: Path, config_changes: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+def load_lazily(folder: Path, config_changes: dict[str, Any]) -> nn.Module:
     """Return the model in *folder* with weights that are read from disk when they are first used.
 
     Raises:
         ValueError: the weights and the architecture do not match.
     """
-    return load_model(folder, lazy=True, strict=True, model_config=config_changes)  # type: ignore[no-any-return]
+    model, _ = load_model(folder, lazy=True, strict=True, model_config=config_changes)
+    return model

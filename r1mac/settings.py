@@ -33,7 +33,7 @@ class Settings:
     models_dir: Path = field(default_factory=paths.models_dir)
 
 
-def load(environ: Mapping[str, str] = os.environ, **flags: object) -> Settings:
+def load(environ: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
     """Return the settings of this run.
 
     Args:
@@ -97,6 +97,6 @@ def _checked(name: str, kind: type, value: object, where: str) -> object:
     if name in CHOICES and result not in CHOICES[name]:
         known = ", ".join(map(str, CHOICES[name]))
         raise BadSettings(f"{name} must be one of {known}, and {where} says {value!r}", hint="correct that value")
-    if kind is not Path and result < 0:
+    if isinstance(result, int | float) and result < 0:
         raise BadSettings(f"{name} must not be negative, and {where} says {value!r}", hint="correct that value")
     return result

@@ -241,9 +241,7 @@ def _mlp_tensors(arch: ArchSpec, prefix: str, index: int) -> Iterator[TensorShap
     yield TensorShape(prefix + "gate.weight", (experts.routed_count, hidden), "router")
     yield TensorShape(prefix + "gate.e_score_correction_bias", (experts.routed_count,), "float32")
     if experts.shared_count:
-        yield from _gated_tensors(
-            prefix + "shared_experts.", hidden, experts.intermediate_size * experts.shared_count
-        )
+        yield from _gated_tensors(prefix + "shared_experts.", hidden, experts.intermediate_size * experts.shared_count)
 
 
 def _gated_tensors(

@@ -16,6 +16,7 @@ class PackagedFile:
     """A model file inside an installed Python package, found through its metadata and never imported."""
 
     package: str
+    version: str
     file_name: str
 
 
@@ -82,7 +83,7 @@ def parse_models(data: Mapping[str, Any]) -> tuple[ModelSpec, ...]:
 
 
 def find(name: str) -> ModelSpec | None:
-    """Return the model that *name* means: a key, an alias, or a repository of the catalog.
+    """Return the model that *name* means: a key, an alias or a title.
 
     Case does not matter, and Ollama's spelling ``deepseek-r1:70b`` is understood.
     """
@@ -90,7 +91,7 @@ def find(name: str) -> ModelSpec | None:
     for prefix in ("deepseek-r1:", "r1:", "deepseek-r1-"):
         wanted = wanted.removeprefix(prefix)
     for model in all_models():
-        names = {model.key, model.title.lower(), *model.aliases, model.source_repo.lower()}
+        names = {model.key, model.title.lower(), *model.aliases}
         if wanted in names or name.strip().lower() in names:
             return model
     return None
@@ -117,7 +118,7 @@ def nearest_names(name: str) -> list[str]:
 
 
 _REQUIRED = {"title", "aliases", "source", "source_bytes", "source_format", "licence", "default_max_tokens", "config"}
-_OPTIONAL = {"default_bits", "default_group_size", "mlx", "package", "package_file"}
+_OPTIONAL = {"default_bits", "default_group_size", "mlx", "package", "package_version", "package_file"}
 
 
 def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
@@ -142,5 +143,11 @@ def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
         default_bits=table.get("default_bits", 4),
         default_group_size=table.get("default_group_size", 64),
         mlx_repos={int(bits): repo for bits, repo in table.get("mlx", {}).items()},
-        packaged=PackagedFile(package=table["package"], file_name=table["package_file"]) if "package" in table else None,
+        packaged=_parse_packaged(table),
     )
+
+
+def _parse_packaged(table: Mapping[str, Any]) -> PackagedFile | None:
+    if "package" not in table:
+        return None
+    return PackagedFile(package=table["package"], version=table["package_version"], file_name=table["package_file"])

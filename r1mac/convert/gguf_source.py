@@ -3,14 +3,16 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
-import numpy as np
 
 from r1mac.convert import gguf_config, gguf_tokenizer, names
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.gguf import GGUFTensor, read_gguf
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Recomputed from config.json, so it has no place among the weights.
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -29,7 +31,7 @@ class GGUFSource:
         self.description = str(path)
         # GGUF does not say which type the model was trained in. bfloat16 has float32's range, which
         # Qwen2's activations need; float16 would keep three more bits of the scales.
-        self.default_dtype = "bfloat16"
+        self.default_dtype: str | None = "bfloat16"
         self._tensors = self._rename()
         self.config = gguf_config.build_config(self._file, tied="lm_head.weight" not in self._tensors)
 

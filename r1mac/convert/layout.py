@@ -142,9 +142,7 @@ def _output_type(source: Source, recipe: Recipe, sourcing: Sourcing, *, cast: bo
 def _check_names(source: Source, parameters: Mapping[str, Any], available: Mapping[str, Any]) -> None:
     experts = int(source.config.get("n_routed_experts") or 0)
     wanted = {
-        name
-        for parameter in parameters
-        for name in sourcing_of(parameter, available, expert_count=experts).names
+        name for parameter in parameters for name in sourcing_of(parameter, available, expert_count=experts).names
     }
     unused = unused_names(
         list(available),

@@ -3,19 +3,19 @@
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from r1mac.convert.layout import ModelLayout, OutputTensor, plan_layout
+from r1mac.convert.layout import OutputTensor, plan_layout
 from r1mac.convert.names import Sourcing
 from r1mac.convert.recipe import Recipe
 from r1mac.convert.sources import Source
 from r1mac.convert.writer import ShardWriter
-from r1mac.errors import BadCheckpoint, writing_to
+from r1mac.errors import BadCheckpoint, DiskFull, writing_to
+from r1mac.units import format_size
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,14 @@ class TensorWritten:
 ConvertEvent = ConversionStarted | TensorWritten
 
 
-def convert(source: Source, recipe: Recipe, into: Path) -> Iterator[ConvertEvent]:
+def convert(
+    source: Source, recipe: Recipe, into: Path, *, free_disk_bytes: int | None = None
+) -> Iterator[ConvertEvent]:
     """Write the MLX model of *source* into the empty folder *into*.
 
     Peak memory is a few blocks of rows: it depends neither on the model's size nor on the largest tensor.
-    The caller gives the folder its name when this has ended; until then it is no model.
+    The caller gives the folder its name when this has ended; until then it is no model. Where
+    *free_disk_bytes* is given, nothing is written unless the result and one percent more have room.
 
     Raises:
         BadCheckpoint: a tensor is missing, too many, of the wrong shape, or not finite.
@@ -56,6 +59,13 @@ def convert(source: Source, recipe: Recipe, into: Path) -> Iterator[ConvertEvent
         DiskFull, NotWritable: as they say.
     """
     layout = plan_layout(source, recipe)
+    needed_bytes = layout.output_bytes + layout.output_bytes // 100
+    if free_disk_bytes is not None and free_disk_bytes < needed_bytes:
+        raise DiskFull(
+            f"the converted model needs {format_size(needed_bytes)} on the disk of {into}, which has "
+            f"{format_size(free_disk_bytes)} free",
+            hint="free some space (`r1mac list` shows the models, `r1mac rm MODEL` deletes one), or use fewer --bits",
+        )
     source_bytes = {tensor.name: sum(map(source.size_bytes, tensor.sourcing.names)) for tensor in layout.tensors}
     total_bytes, done_bytes = sum(source_bytes.values()), 0
     logger.info("converting %s: %d tensors", source.description, len(layout.tensors))
@@ -64,7 +74,7 @@ def convert(source: Source, recipe: Recipe, into: Path) -> Iterator[ConvertEvent
             total_bytes=total_bytes, output_bytes=layout.output_bytes, unquantized_names=layout.unquantized_names
         )
         for tensor in layout.tensors:
-            _write_tensor(source, tensor, recipe, writer)
+            _write_tensor(source, tensor, writer)
             done_bytes += source_bytes[tensor.name]
             yield TensorWritten(name=tensor.name, done_bytes=done_bytes, total_bytes=total_bytes)
         writer.finish(parameter_count=layout.parameter_count)
@@ -87,24 +97,23 @@ def converted_config(config: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     return dict(sorted(result.items()))
 
 
-def _write_tensor(source: Source, tensor: OutputTensor, recipe: Recipe, writer: ShardWriter) -> None:
-    with closing(_pieces(source, tensor.sourcing, tensor)) as pieces:
-        for piece in pieces:
-            values = piece.astype(tensor.dtype)
-            if not mx.all(mx.isfinite(values)).item():
-                raise BadCheckpoint(
-                    f"{tensor.sourcing.names[0]} holds values that are not finite in {_type_name(tensor.dtype)}",
-                    hint="the checkpoint is damaged, or needs --dtype bfloat16",
-                )
-            if tensor.quantization is None:
-                writer.append(tensor.name, values)
-                continue
-            codes, scales, biases = mx.quantize(
-                values, group_size=tensor.quantization.group_size, bits=tensor.quantization.bits
+def _write_tensor(source: Source, tensor: OutputTensor, writer: ShardWriter) -> None:
+    for piece in _pieces(source, tensor.sourcing, tensor):
+        values = piece.astype(tensor.dtype)
+        if not mx.all(mx.isfinite(values)).item():
+            raise BadCheckpoint(
+                f"{tensor.sourcing.names[0]} holds values that are not finite in {_type_name(tensor.dtype)}",
+                hint="the checkpoint is damaged, or needs --dtype bfloat16",
             )
-            module = tensor.name.removesuffix(".weight")
-            for suffix, part in (("weight", codes), ("scales", scales), ("biases", biases)):
-                writer.append(f"{module}.{suffix}", part)
+        if tensor.quantization is None:
+            writer.append(tensor.name, values)
+            continue
+        codes, scales, biases = mx.quantize(
+            values, group_size=tensor.quantization.group_size, bits=tensor.quantization.bits
+        )
+        module = tensor.name.removesuffix(".weight")
+        for suffix, part in (("weight", codes), ("scales", scales), ("biases", biases)):
+            writer.append(f"{module}.{suffix}", part)
     # Buffers are of every size here, and keeping them for the next tensor would look like a leak.
     mx.clear_cache()
 
@@ -152,6 +161,3 @@ def _latent_half(source: Source, name: str, tensor: OutputTensor, *, keys: bool)
 
 def _type_name(dtype: mx.Dtype) -> str:
     return str(dtype).rpartition(".")[2]
-
-
-__all__ = ["ConversionStarted", "ConvertEvent", "ModelLayout", "TensorWritten", "convert", "converted_config"]

@@ -82,7 +82,9 @@ def open_source(path: Path) -> Source:
             f"{path.name} is a pickle file, which can run code when it is opened",
             hint="use a safetensors or GGUF copy of the model",
         )
-    raise BadCheckpoint(f"{path.name} is neither a folder nor a GGUF file", hint="name a model's folder or a .gguf file")
+    raise BadCheckpoint(
+        f"{path.name} is neither a folder nor a GGUF file", hint="name a model's folder or a .gguf file"
+    )
 
 
 class SafetensorsSource:
@@ -158,7 +160,7 @@ def dequantize_block_fp8(values: mx.array, scales: mx.array) -> mx.array:
     """
     rows, columns = values.shape
     weight = mx.from_fp8(values, dtype=mx.bfloat16)
-    weight = mx.pad(weight, ((0, -rows % FP8_BLOCK), (0, -columns % FP8_BLOCK)))
+    weight = mx.pad(weight, [(0, -rows % FP8_BLOCK), (0, -columns % FP8_BLOCK)])
     blocks = weight.reshape(scales.shape[0], FP8_BLOCK, scales.shape[1], FP8_BLOCK)
     scaled = (blocks * scales[:, None, :, None]).reshape(weight.shape)
     return scaled[:rows, :columns].astype(mx.bfloat16)
@@ -170,16 +172,18 @@ def _read_rows(path: Path, entry: TensorEntry, start: int, stop: int) -> mx.arra
     for length in entry.shape[1:]:
         row_values *= length
     count = (stop - start) * row_values
-    raw = np.fromfile(path, dtype=numpy_type, count=count, offset=entry.start + start * row_values * numpy_type.itemsize)
+    raw = np.fromfile(
+        path, dtype=numpy_type, count=count, offset=entry.start + start * row_values * numpy_type.itemsize
+    )
     if raw.size != count:
-        raise BadCheckpoint(f"{path.name} became shorter while it was read", hint="do not change it during a conversion")
+        raise BadCheckpoint(
+            f"{path.name} became shorter while it was read", hint="do not change it during a conversion"
+        )
     values = mx.array(raw.reshape((stop - start, *entry.shape[1:]) if entry.shape else ()))
     return values.view(mx.bfloat16) if entry.dtype == "BF16" else values
 
 
-def _refuse_quantized(
-    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, tuple[Path, TensorEntry]]
-) -> None:
+def _refuse_quantized(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, tuple[Path, TensorEntry]]) -> None:
     if "quantization" in config or any(name.endswith(".scales") for name in tensors):
         raise BadRecipe(
             f"{folder} is an MLX model that is quantised already, and quantising it again would lose more",

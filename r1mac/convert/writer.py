@@ -110,4 +110,4 @@ def split_into_shards(
 def _raw_bytes(values: mx.array) -> memoryview:
     if values.dtype == mx.bfloat16:
         values = values.view(mx.uint16)
-    return memoryview(np.ascontiguousarray(np.array(values, copy=False))).cast("B")
+    return np.ascontiguousarray(np.array(values, copy=False)).data.cast("B")

@@ -51,20 +51,16 @@ class ThinkSplitter:
 
     def _skip_start(self) -> bool:
         """Drop leading line breaks and an opening tag. Return False while more text is needed to decide."""
-        stripped = self._pending.lstrip("\n") if self._channel == "think" else self._pending.lstrip()
         if self._may_open:
+            stripped = self._pending.lstrip()
             if stripped.startswith(THINK_START):
                 self._pending = stripped[len(THINK_START) :]
                 self._channel, self._may_open = "think", False
-                return bool(self._pending) and self._skip_start()
-            if THINK_START.startswith(stripped):
+            elif THINK_START.startswith(stripped):
                 return False
-        if not stripped:
-            return False
-        # What opens the answer is kept as it is, but for the breaks after the thought.
-        self._pending = stripped
-        self._at_start = self._may_open = False
-        return True
+        self._pending = self._pending.lstrip("\r\n")
+        self._at_start = not self._pending
+        return bool(self._pending)
 
     def _release(self, length: int) -> Iterator[TextDelta]:
         text, self._pending = self._pending[:length], self._pending[length:]

@@ -47,7 +47,7 @@ class GGUFFile:
 
     @property
     def architecture(self) -> str:
-        """ggml's name of the architecture, such as ``"llama"`` or ``"qwen2"``."""
+        """Ggml's name of the architecture, such as ``"llama"`` or ``"qwen2"``."""
         return str(self.metadata.get("general.architecture", ""))
 
     def get(self, key: str, default: Any = None) -> Any:

@@ -107,9 +107,7 @@ def lay_out(tensors: Iterable[TensorLayout], metadata: Mapping[str, str]) -> tup
     begin = 8 + len(text)
     entries, offset = {}, begin
     for tensor in ordered:
-        entries[tensor.name] = TensorEntry(
-            tensor.name, tensor.dtype, tensor.shape, offset, offset + tensor.size_bytes
-        )
+        entries[tensor.name] = TensorEntry(tensor.name, tensor.dtype, tensor.shape, offset, offset + tensor.size_bytes)
         offset += tensor.size_bytes
     return len(text).to_bytes(8, "little") + text, entries
 

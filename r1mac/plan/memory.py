@@ -45,22 +45,24 @@ def read_bytes_per_token(arch: ArchSpec, quantization: Quantization) -> int:
     return round(_weighted_bytes(arch, quantization, per_token=True))
 
 
-def kv_bytes_per_token(arch: ArchSpec) -> int:
-    """Return what one more token of context costs over all layers, with a 16-bit cache.
+def kv_bytes_per_token(arch: ArchSpec, *, value_bytes: int = 2) -> int:
+    """Return what one more token of context costs over all layers.
 
-    The cache holds ``[layers, tokens, cached_values_per_token]``.
+    The cache holds ``[layers, tokens, cached_values_per_token]`` values of *value_bytes* each.
     """
-    return 2 * arch.layer_count * arch.attention.cached_values_per_token
+    return value_bytes * arch.layer_count * arch.attention.cached_values_per_token
 
 
-def kv_cache_bytes(arch: ArchSpec, context_tokens: int) -> int:
+def kv_cache_bytes(arch: ArchSpec, context_tokens: int, *, value_bytes: int = 2) -> int:
     """Return the cache's size at *context_tokens*, in the whole blocks in which it grows."""
     blocks = ceil(context_tokens / _CACHE_BLOCK_TOKENS)
-    return kv_bytes_per_token(arch) * blocks * _CACHE_BLOCK_TOKENS
+    return kv_bytes_per_token(arch, value_bytes=value_bytes) * blocks * _CACHE_BLOCK_TOKENS
 
 
-def prefill_scratch_bytes(arch: ArchSpec, *, step_tokens: int, context_tokens: int, fused_attention: bool) -> int:
-    """Return the most that one prefill step holds beside weights and cache, in 16-bit activations.
+def prefill_scratch_bytes(
+    arch: ArchSpec, *, step_tokens: int, context_tokens: int, fused_attention: bool, value_bytes: int = 2
+) -> int:
+    """Return the most that one prefill step holds beside weights and cache, in values of *value_bytes*.
 
     The feed-forward term, ``(2 x intermediate + 12.5 x hidden) x step``, was fitted to peaks of six llama
     shapes. Attention adds its score matrix ``heads x step x context`` where it is not fused. MLA always
@@ -68,18 +70,17 @@ def prefill_scratch_bytes(arch: ArchSpec, *, step_tokens: int, context_tokens: i
     and the keys and values expanded for one layer.
     """
     step = min(step_tokens, context_tokens)
-    scratch = 2 * (2.0 * arch.intermediate_size + 12.5 * arch.hidden_size) * step
+    values = (2.0 * arch.intermediate_size + 12.5 * arch.hidden_size) * step
     attention = arch.attention
     match attention:
         case LatentAttention():
-            scratch += 2.13 * 2 * attention.head_count * step * context_tokens
-            expanded = attention.head_count * (attention.nope_head_dim + attention.value_head_dim)
-            scratch += 2 * expanded * context_tokens
+            values += 2.13 * attention.head_count * step * context_tokens
+            values += attention.head_count * (attention.nope_head_dim + attention.value_head_dim) * context_tokens
         case GroupedQueryAttention():
             if not fused_attention:
-                scratch += 2 * attention.head_count * step * context_tokens
-            scratch += 2 * attention.cached_values_per_token * context_tokens
-    return round(scratch)
+                values += attention.head_count * step * context_tokens
+            values += attention.cached_values_per_token * context_tokens
+    return round(value_bytes * values)
 
 
 def _weighted_bytes(arch: ArchSpec, quantization: Quantization, *, per_token: bool) -> float:

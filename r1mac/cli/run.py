@@ -1,0 +1,162 @@
+"""``r1mac run``."""
+
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from r1mac import settings as settings_module
+from r1mac.cli import options
+from r1mac.machine import detect
+from r1mac.settings import Settings
+
+if TYPE_CHECKING:
+    from r1mac.engine.load import Engine
+    from r1mac.engine.request import GenerateRequest, Message
+    from r1mac.prepare.target import Target
+
+
+@click.command(short_help="Run MODEL: answer PROMPT, or chat.")
+@click.argument("model")
+@click.argument("prompt", required=False)
+@click.option("--system", metavar="TEXT", help="System prompt. The first R1 models work better without one.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Most tokens to write, thought included.  [default: the model's own, 32768 or more for R1]",
+)
+@click.option("--temperature", type=click.FloatRange(0, 2), help="0 is greedy, which makes R1 loop.  [default: 0.6]")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Nucleus of the sampler.  [default: 0.95]")
+@click.option("--seed", type=int, help="Make the answer repeatable.")
+@options.context
+@options.bits
+@click.option("--no-think", is_flag=True, help="Ask for the answer at once, without a thought.")
+@options.as_json
+@options.quiet
+def command(
+    model: str,
+    prompt: str | None,
+    system: str | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    seed: int | None,
+    context_tokens: int | None,
+    bits: int | None,
+    no_think: bool,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Run MODEL: answer PROMPT, or chat.
+
+    MODEL is a name of the catalog (70b, 8b, 671b, demo …), a Hub repository (org/name) or a folder. It is
+    fetched, and converted where need be, when it is run for the first time.
+
+    Without PROMPT the text comes from a pipe or, on a terminal, from a chat. The answer goes to stdout;
+    thought, progress and statistics go to stderr.
+    """
+    text = _prompt_text(prompt)
+    if text is None and as_json:
+        raise click.UsageError("--json needs a PROMPT, or text from a pipe.")
+    chosen = settings_module.load(
+        bits=bits, context_tokens=context_tokens, max_tokens=max_tokens, temperature=temperature, top_p=top_p
+    )
+    target, engine = _prepare(model, chosen, as_json=as_json, quiet=quiet)
+    from r1mac.engine.request import GenerateRequest, Message, Sampling
+
+    default_max_tokens = target.spec.default_max_tokens if target.spec else engine.context_tokens
+    request = GenerateRequest(
+        messages=(Message("system", system),) if system else (),
+        max_tokens=chosen.max_tokens or default_max_tokens,
+        sampling=Sampling(
+            temperature=0.6 if chosen.temperature is None else chosen.temperature,
+            top_p=0.95 if chosen.top_p is None else chosen.top_p,
+            seed=seed,
+        ),
+        think=not no_think,
+    )
+    if text is None:
+        return _chat(engine, request, title=target.title, quiet=quiet)
+    return _answer(engine, request, Message("user", text), as_json=as_json, quiet=quiet)
+
+
+def _prepare(model: str, chosen: Settings, *, as_json: bool, quiet: bool) -> "tuple[Target, Engine]":
+    """Find, plan, fetch and load MODEL, showing progress."""
+    from r1mac.prepare.files import ensure_files
+    from r1mac.prepare.loading import load
+    from r1mac.prepare.planning import check_fit
+    from r1mac.prepare.target import described, resolve
+    from r1mac.ui import console
+    from r1mac.ui.progress import ProgressDisplay
+
+    machine = detect.detect()
+    target = resolve(model, chosen)
+    if target.spec is not None and not quiet and not as_json:
+        console.note(f"{described(target)} ({target.spec.licence})")
+    plan = check_fit(target, chosen, machine)
+    with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
+        folder = display.run(ensure_files(target, chosen, machine, on_wait=display.wait))
+        engine = display.run(load(target, plan, folder))
+    return target, engine
+
+
+def _answer(engine: "Engine", request: "GenerateRequest", message: "Message", *, as_json: bool, quiet: bool) -> int:
+    """Answer one message and return the exit code."""
+    from dataclasses import replace
+
+    from r1mac.engine.control import Control
+    from r1mac.ui import interrupt, stream
+
+    control = Control()
+    with interrupt.stops(control):
+        request = replace(request, messages=(*request.messages, message))
+        _, finished = stream.show(engine.session().generate(request, control), quiet=quiet, as_json=as_json)
+    return 130 if finished.reason == "cancelled" else 0
+
+
+def _chat(engine: "Engine", request: "GenerateRequest", *, title: str, quiet: bool) -> int:
+    from dataclasses import replace
+
+    from r1mac.ui.chat import Chat
+
+    chat = Chat(
+        session=engine.session(),
+        make_request=lambda messages: replace(request, messages=messages),
+        opening=request.messages,
+        title=title,
+        quiet=quiet,
+    )
+    chat.run()
+    return 0
+
+
+def _prompt_text(prompt: str | None) -> str | None:
+    """Return what to ask: the argument, what comes through a pipe or a file, or both; None for a chat."""
+    piped = _piped_text(must_come=prompt in {None, "-"})
+    if prompt in {None, "-"}:
+        if piped is not None and not piped.strip():
+            raise click.UsageError("There is no prompt: standard input is empty.")
+        return piped
+    return f"{prompt}\n\n{piped}" if piped and piped.strip() else prompt
+
+
+def _piped_text(*, must_come: bool) -> str | None:
+    """Return the text on standard input, or None where it is a terminal or nothing.
+
+    A program may have started r1mac with a pipe that nobody writes to: unless the text *must_come*, a pipe
+    that stays silent for a second is left alone.
+    """
+    if sys.stdin is None or sys.stdin.isatty():
+        return None
+    mode = os.fstat(sys.stdin.fileno()).st_mode
+    if not must_come:
+        import select
+
+        if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
+            return None
+        if stat.S_ISFIFO(mode) and not select.select([sys.stdin], [], [], 1.0)[0]:
+            return None
+    return sys.stdin.read()

@@ -1,0 +1,118 @@
+"""A folder and a plan become an Engine."""
+
+import logging
+import math
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlx import nn
+
+from r1mac import mlx_lm_api
+from r1mac.engine.compute import on_gpu, prepare_weights
+from r1mac.engine.generate import Session
+from r1mac.engine.prompt import PromptTemplate
+from r1mac.engine.tokenizer import Tokenizer
+from r1mac.errors import BadCheckpoint
+from r1mac.formats.folder import read_config, read_json, read_tensors
+from r1mac.plan.compute import Compute
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A loaded model. It and its sessions live on the thread that loaded it."""
+
+    model: nn.Module
+    tokenizer: Tokenizer
+    template: PromptTemplate
+    context_tokens: int
+    prefill_step_tokens: int
+
+    def session(self) -> Session:
+        """Return a new conversation with an empty cache."""
+        return Session(
+            self.model,
+            self.tokenizer,
+            self.template,
+            context_tokens=self.context_tokens,
+            prefill_step_tokens=self.prefill_step_tokens,
+        )
+
+
+def load_engine(
+    folder: Path, *, compute: Compute, context_tokens: int, prefill_step_tokens: int
+) -> Generator[tuple[int, int], None, Engine]:
+    """Load the MLX model in *folder*, yield the layers done and their number, and return the engine.
+
+    Args:
+        folder: config.json, safetensors and tokenizer.
+        compute: the type to compute in; a GPU that MLX finds keeps the stored type.
+        context_tokens: the longest conversation that memory was planned for.
+        prefill_step_tokens: prompt tokens read at once.
+
+    Raises:
+        BadCheckpoint: a file is damaged, or weights, config and tokenizer do not belong together.
+    """
+    started = time.perf_counter()
+    config = read_config(folder)
+    read_tensors(folder)
+    tokenizer = Tokenizer(folder, config_eos_ids=_end_ids(folder, config))
+    if tokenizer.vocab_size > config.get("vocab_size", tokenizer.vocab_size):
+        raise BadCheckpoint(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {config['vocab_size']}",
+            hint="use the tokenizer of the model's own repository",
+        )
+    template = PromptTemplate(folder, tokenizer)
+    model = _load_model(folder, config)
+    yield from prepare_weights(model, Compute.AS_STORED if on_gpu() else compute)
+    logger.info("loaded %s in %.1f s, computing %s", folder, time.perf_counter() - started, compute.value)
+    return Engine(
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        context_tokens=context_tokens,
+        prefill_step_tokens=prefill_step_tokens,
+    )
+
+
+def config_changes(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what mlx-lm must be told beyond a model's own config.json.
+
+    R1-0528-Qwen3-8B asks for an attention factor of exactly 1 through ``attn_factor``; mlx-lm's YaRN reads only
+    ``mscale`` and would make the logits 1.296 times too large.
+    """
+    scaling = config.get("rope_scaling") or {}
+    kind = scaling.get("rope_type", scaling.get("type"))
+    asked = scaling.get("attn_factor", scaling.get("attention_factor"))
+    if kind != "yarn" or asked is None or "mscale" in scaling:
+        return {}
+    default = 0.1 * math.log(scaling["factor"]) + 1
+    if math.isclose(asked * default, 1.0, rel_tol=1e-3) or math.isclose(asked, 1.0, rel_tol=1e-3):
+        return {"rope_scaling": {**scaling, "mscale": 1.0, "mscale_all_dim": 1.0}}
+    return {}
+
+
+def _load_model(folder: Path, config: dict[str, Any]) -> nn.Module:
+    try:
+        return mlx_lm_api.load_lazily(folder, config_changes(config))
+    except (ValueError, KeyError, TypeError, AssertionError, AttributeError, FileNotFoundError) as error:
+        reason = str(error).partition("\n")[0]
+        raise BadCheckpoint(
+            f"the weights in {folder} are not a whole {config.get('model_type')!r} model: {reason}",
+            hint="fetch or convert the model again",
+        ) from error
+
+
+def _end_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """Return the tokens that end an answer: generation_config.json may name more than config.json."""
+    generation_file = folder / "generation_config.json"
+    sources = [config, read_json(generation_file) if generation_file.exists() else {}]
+    ids: list[int] = []
+    for source in sources:
+        value = source.get("eos_token_id")
+        ids.extend(value if isinstance(value, list) else [] if value is None else [value])
+    return tuple(ids)

@@ -1,0 +1,252 @@
+"""The models on this disk: one folder each, directly below the store's root.
+
+====================  ==========================================================
+name below the root   what it is
+====================  ==========================================================
+``NAME/``             a model, if it holds ``r1mac.json``
+``.NAME.partial/``    a model in the making: a download to go on with, or a conversion
+``.NAME.trash-HEX/``  a model on its way out
+``.NAME.lock``        held by the process that makes or removes NAME; empty, and left there
+====================  ==========================================================
+
+A model appears and disappears by one rename, so a process that is killed at any moment leaves
+either a whole model or hidden folders that :meth:`Store.sweep` clears.
+"""
+
+import contextlib
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from r1mac.errors import NotWritable, UnknownModel, writing_to
+from r1mac.hub.manifest import MANIFEST_NAME, Manifest, fsync_folder, load_manifest
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_LEFTOVER = re.compile(rf"\.(?P<name>{_NAME.pattern})\.(?P<kind>partial|trash)(?:-[0-9a-f]+)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredModel:
+    """A whole model on this disk.
+
+    Attributes:
+        name: its folder's name.
+        path: its folder.
+        size_bytes: what its files weigh now.
+        manifest: what it was when it was stored.
+    """
+
+    name: str
+    path: Path
+    size_bytes: int
+    manifest: Manifest
+
+    def missing_files(self) -> tuple[str, ...]:
+        """Return the files of the manifest that are no longer there, or not in their stored size."""
+        return tuple(file.name for file in self.manifest.files if not _has_size(self.path / file.name, file.size_bytes))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leftover:
+    """A hidden folder that no process works on: an unfinished model, or one that was being deleted."""
+
+    name: str
+    path: Path
+    kind: Literal["partial", "trash"]
+    size_bytes: int
+
+
+class Store:
+    """The folder of models. Any number of processes may use one at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, name: str) -> Path:
+        """Return where the model *name* is or would be; a Hub id ``org/repo`` becomes ``org--repo``.
+
+        Raises:
+            UnknownModel: *name* could not be a folder's name below the root.
+        """
+        parts = name.split("/")
+        plain = "--".join(parts)
+        if len(parts) > 2 or not all(map(_NAME.fullmatch, parts)) or not _NAME.fullmatch(plain):  # noqa: PLR2004
+            raise UnknownModel(
+                f"{name!r} cannot be the name of a model",
+                hint="a name has letters, digits, '.', '_' and '-', and starts with a letter or digit",
+            )
+        return self.root / plain
+
+    def list(self) -> tuple[StoredModel, ...]:
+        """Return every whole model by name; an absent root is an empty store."""
+        if not self.root.is_dir():
+            return ()
+        with writing_to(self.root):  # a root that may not even be read is one that cannot be used
+            names = sorted(path.name for path in self.root.iterdir() if _NAME.fullmatch(path.name))
+        return tuple(model for name in names if (model := self.get(name)))
+
+    def get(self, name: str) -> StoredModel | None:
+        """Return the model *name*, or None if it is not there or not whole."""
+        path = self.folder(name)
+        manifest = load_manifest(path)
+        if manifest is None:
+            return None
+        return StoredModel(name=path.name, path=path, size_bytes=_size_bytes(path), manifest=manifest)
+
+    def remove(self, name: str) -> int:
+        """Delete the model *name* and what an unfinished download of it left, and return the freed bytes.
+
+        Raises:
+            UnknownModel: there is no such model.
+            NotWritable: it is in use, a link to somewhere else, or cannot be deleted.
+        """
+        path = self.folder(name)
+        if path.is_symlink():
+            raise NotWritable(
+                f"{path} is a link to {path.resolve()}, and r1mac deletes nothing outside {self.root}",
+                hint=f"delete the link yourself: rm '{path}'",
+            )
+        partial = self._partial(path.name)
+        whole = load_manifest(path) is not None
+        if not whole and not partial.is_dir():
+            raise UnknownModel(f"there is no model {path.name!r} in {self.root}", hint="`r1mac list` shows the models")
+        with self._lock(path.name, wait_seconds=0):
+            return sum(self._discard(folder) for folder, there in ((path, whole), (partial, partial.is_dir())) if there)
+
+    def leftovers(self) -> tuple[Leftover, ...]:
+        """Return the hidden folders that no living process holds."""
+        found = []
+        for leftover in self._hidden_folders():
+            with contextlib.suppress(NotWritable), self._lock(leftover.name, wait_seconds=0):
+                found.append(leftover)
+        return tuple(found)
+
+    def sweep(self) -> int:
+        """Delete what :meth:`leftovers` names, and return the freed bytes."""
+        freed_bytes = 0
+        for leftover in self._hidden_folders():
+            with contextlib.suppress(NotWritable), self._lock(leftover.name, wait_seconds=0):
+                freed_bytes += self._discard(leftover.path)
+        return freed_bytes
+
+    @contextlib.contextmanager
+    def building(
+        self,
+        name: str,
+        *,
+        keep_partial: bool = False,
+        on_wait: Callable[[str], None] | None = None,
+        wait_seconds: float = -1,
+    ) -> Iterator[Path]:
+        """Yield the hidden folder to make the model *name* in, and publish it when the block ends well.
+
+        Only one process is inside at a time. A block that finds the model made already (by the
+        process it waited for: ask :meth:`get`) leaves without writing a manifest, and the
+        model stays as it is. An older model of that name is replaced in the end.
+
+        Args:
+            name: as for :meth:`folder`.
+            keep_partial: leave the hidden folder after an exception, to go on with later.
+            on_wait: called once with the name if another process is at work on it.
+            wait_seconds: longest wait for that process; negative is for ever.
+
+        Raises:
+            NotWritable: the store cannot be written, or the wait was too long.
+            DiskFull: there is no room.
+        """
+        path = self.folder(name)
+        partial = self._partial(path.name)
+        with writing_to(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        with self._lock(path.name, wait_seconds=wait_seconds, on_wait=on_wait):
+            with writing_to(partial):
+                partial.mkdir(exist_ok=True)
+                # One left by a kill just before the rename would make a half changed folder look whole.
+                (partial / MANIFEST_NAME).unlink(missing_ok=True)
+            try:
+                yield partial
+                if load_manifest(partial) is not None:
+                    self._publish(partial, path)
+            except BaseException:
+                if not keep_partial:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+            # Still there only if the block made nothing.
+            with contextlib.suppress(OSError):
+                partial.rmdir()
+
+    def _publish(self, partial: Path, path: Path) -> None:
+        with writing_to(self.root):
+            old = self._to_trash(path) if path.is_dir() and not path.is_symlink() else None
+            partial.replace(path)
+            fsync_folder(self.root)
+            if old is not None:
+                shutil.rmtree(old)
+
+    def _discard(self, path: Path) -> int:
+        """Delete the folder *path* below the root, and return what its files weighed."""
+        assert path.parent == self.root
+        size_bytes = _size_bytes(path)
+        with writing_to(path):
+            trash = path if path.name.startswith(".") else self._to_trash(path)
+            shutil.rmtree(trash)
+        return size_bytes
+
+    def _to_trash(self, path: Path) -> Path:
+        trash = self.root / f".{path.name}.trash-{secrets.token_hex(4)}"
+        path.replace(trash)
+        fsync_folder(self.root)
+        return trash
+
+    def _partial(self, name: str) -> Path:
+        return self.root / f".{name}.partial"
+
+    def _hidden_folders(self) -> Iterator[Leftover]:
+        for path in sorted(self.root.glob(".*")) if self.root.is_dir() else ():
+            match = _LEFTOVER.fullmatch(path.name)
+            if match and path.is_dir() and not path.is_symlink():
+                kind: Literal["partial", "trash"] = "partial" if match["kind"] == "partial" else "trash"
+                yield Leftover(name=match["name"], path=path, kind=kind, size_bytes=_size_bytes(path))
+
+    @contextlib.contextmanager
+    def _lock(self, name: str, *, wait_seconds: float, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+        import filelock
+
+        lock = filelock.FileLock(self.root / f".{name}.lock")
+        try:
+            with writing_to(self.root):
+                lock.acquire(timeout=0)
+        except filelock.Timeout:
+            if on_wait is not None:
+                on_wait(name)
+            try:
+                lock.acquire(timeout=wait_seconds, poll_interval=0.2)
+            except filelock.Timeout as error:
+                raise NotWritable(
+                    f"another r1mac is at work on {name!r} in {self.root}",
+                    hint="wait until it has finished, or stop it",
+                ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _size_bytes(folder: Path) -> int:
+    """Return what the files below *folder* weigh; a file that vanishes meanwhile weighs nothing."""
+    total_bytes = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total_bytes += path.lstat().st_size if path.is_file() and not path.is_symlink() else 0
+    return total_bytes
+
+
+def _has_size(path: Path, size_bytes: int) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == size_bytes
+    except OSError:
+        return False

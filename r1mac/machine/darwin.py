@@ -1,0 +1,291 @@
+"""macOS: what ``sysctl``, ``ioreg`` and ``vm_stat`` say, and what it means.
+
+Running a command and understanding its text are two functions, so all but the first is tested
+on any computer with text recorded on real Macs (tests/machines).
+"""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from r1mac.errors import UnsupportedMachine
+from r1mac.machine.base import HardwareProfile, Machine
+from r1mac.machine.chips import find_chip
+from r1mac.machine.disk import free_disk_bytes
+from r1mac.units import GIB, MIB, format_memory
+
+logger = logging.getLogger(__name__)
+
+SYSCTL = (
+    "/usr/sbin/sysctl",
+    "hw.memsize",
+    "hw.model",
+    "machdep.cpu.brand_string",
+    "hw.optional.arm64",
+    "sysctl.proc_translated",
+    "kern.osproductversion",
+    "iogpu.wired_limit_mb",
+)
+# -w 0: no line is cut. Class matching takes subclasses in, such as AGXAcceleratorG16G.
+IOREG = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "AGXAccelerator")
+VM_STAT = ("/usr/bin/vm_stat",)
+COMMAND_SECONDS = 10.0
+
+_FIRST_MACOS = 14  # MLX's floor, and the first with iogpu.wired_limit_mb
+_NEW_FRACTIONS_MACOS = 26
+_GPU_PAGE_BYTES = 16384
+
+# Sizes of memory, in GiB, whose default limit was published as the output of a real Mac. A number that
+# somebody reported without showing it does not count, such as 144 GB of 192 on macOS 15.
+_PROVEN_GIB_MACOS_15 = frozenset({16, 24, 36, 64, 128, 256, 512})
+_PROVEN_GIB_MACOS_26 = frozenset({8, 16, 24, 32, 36, 48, 64, 96, 128, 512})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandResult:
+    """What a command left: its exit status and its texts."""
+
+    returncode: int
+    stdout: str
+    stderr: str = ""
+
+
+Run = Callable[[tuple[str, ...]], CommandResult]
+
+
+def run_command(argv: tuple[str, ...]) -> CommandResult:
+    """Run *argv*, whose first word is an absolute path, for at most COMMAND_SECONDS.
+
+    A command that is missing or hangs is a result too (127 or 124): each fact is optional.
+    """
+    import subprocess
+
+    # Nothing is inherited: SYSTEM_VERSION_COMPAT=1 would make macOS 26 call itself 16, and a locale
+    # may put a decimal comma into numbers.
+    environ = {"LC_ALL": "C"}
+    try:
+        done = subprocess.run(
+            argv,
+            capture_output=True,
+            check=False,
+            encoding="utf-8",
+            errors="replace",
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            timeout=COMMAND_SECONDS,
+        )
+    except subprocess.TimeoutExpired as error:
+        return CommandResult(returncode=124, stdout="", stderr=str(error))
+    except OSError as error:
+        return CommandResult(returncode=127, stdout="", stderr=str(error))
+    return CommandResult(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+
+class DarwinMachine(Machine):
+    """This Mac. It keeps nothing: the wired limit may change between two questions."""
+
+    def __init__(self, *, run: Run = run_command, platform_machine: str | None = None) -> None:
+        self._run = run
+        self._platform_machine = platform_machine or os.uname().machine
+
+    def profile(self) -> HardwareProfile:
+        """Return the facts of this Mac; warn if its wired limit is above its memory.
+
+        Raises:
+            UnsupportedMachine: MLX cannot run here (Intel, Rosetta, macOS before 14).
+        """
+        # sysctl exits with 1 when one key is missing, and still prints the others.
+        values = parse_sysctl(self._run(SYSCTL).stdout)
+        gpu_core_count = parse_gpu_core_count(self._run(IOREG).stdout)
+        profile = build_profile(values, gpu_core_count, self._platform_machine)
+        if profile.wired_limit_bytes > profile.memory_bytes:
+            logger.warning(
+                "iogpu.wired_limit_mb lets the GPU hold %s, more than the %s of this Mac: it may freeze. "
+                "`sudo sysctl iogpu.wired_limit_mb=0` restores the default",
+                format_memory(profile.wired_limit_bytes),
+                format_memory(profile.memory_bytes),
+            )
+        return profile
+
+    def free_disk_bytes(self, path: Path) -> int:
+        """Return the room left on the disk that holds *path* or its nearest existing parent."""
+        return free_disk_bytes(path)
+
+    def available_memory_bytes(self) -> int:
+        """Return the memory that is neither used by programs nor held by the kernel, as Activity Monitor counts."""
+        memory_bytes = _integer(parse_sysctl(self._run(SYSCTL).stdout), "hw.memsize")
+        used_bytes = parse_vm_stat(self._run(VM_STAT).stdout)
+        if memory_bytes is None or used_bytes is None:
+            import psutil
+
+            return int(psutil.virtual_memory().available)
+        return max(0, memory_bytes - used_bytes)
+
+
+def parse_sysctl(text: str) -> dict[str, str]:
+    """Return the keys and values of *text*, lines of ``key: value`` (or ``key = value``, as older ones print).
+
+    Other lines, such as ``sysctl: unknown oid 'iogpu.rsrc_limit'``, are left out.
+    """
+    matches = (_SYSCTL_LINE.fullmatch(line) for line in text.splitlines())
+    return {match[1]: match[2].strip() for match in matches if match}
+
+
+_SYSCTL_LINE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)+)\s*[:=](.*)")  # a key has at least one dot
+
+
+def parse_gpu_core_count(text: str) -> int | None:
+    """Return the number of GPU cores in *text*, ioreg's answer to ``IOREG``; None where it does not say."""
+    match = re.search(r'"gpu-core-count"\s*=\s*([0-9]{1,4})\b', text)
+    return int(match[1]) or None if match else None
+
+
+def parse_vm_stat(text: str) -> int | None:
+    """Return the used memory in bytes from vm_stat's *text*, or None where it lacks what the sum needs.
+
+    Caches of files and purgeable memory count as free: the kernel gives them up without writing.
+    """
+    header = re.search(r"page size of ([0-9]{1,9}) bytes", text)
+    pages = {key: int(count) for key, count in _VM_STAT_LINE.findall(text)}
+    if header is None or not {"Pages active", "Pages wired down"} <= pages.keys():
+        return None
+    used_pages = sum(sign * pages.get(key, 0) for key, sign in _VM_STAT_TERMS.items())
+    return max(0, used_pages) * int(header[1])
+
+
+_VM_STAT_LINE = re.compile(r'^"?([^":\n]+)"?:[ \t]*([0-9]{1,18})\.?[ \t]*$', re.MULTILINE)
+_VM_STAT_TERMS = {
+    "Pages active": 1,
+    "Pages inactive": 1,
+    "Pages speculative": 1,
+    "Pages wired down": 1,
+    "Pages occupied by compressor": 1,
+    "Pages purgeable": -1,
+    "File-backed pages": -1,
+}
+
+
+def build_profile(
+    sysctl_values: Mapping[str, str], gpu_core_count: int | None, platform_machine: str
+) -> HardwareProfile:
+    """Return the facts of a Mac from what its commands said.
+
+    Args:
+        sysctl_values: what parse_sysctl returned; every key but ``hw.memsize`` may be missing.
+        gpu_core_count: what parse_gpu_core_count returned.
+        platform_machine: what this Python was built for, ``"arm64"`` or ``"x86_64"``.
+
+    Raises:
+        UnsupportedMachine: MLX cannot run here (Intel, Rosetta, macOS before 14), or the memory is unknown.
+    """
+    macos = _parse_version(sysctl_values.get("kern.osproductversion", ""))
+    _check_processor(sysctl_values, platform_machine)
+    _check_macos(macos)
+    memory_bytes = _integer(sysctl_values, "hw.memsize")
+    if not memory_bytes:
+        raise UnsupportedMachine(
+            "macOS did not tell how much memory this Mac has",
+            hint="run `/usr/sbin/sysctl hw.memsize` in Terminal; if that works, r1mac was started in a sandbox "
+            "that forbids it",
+        )
+    chip = sysctl_values.get("machdep.cpu.brand_string") or "Apple silicon"
+    virtual = chip.endswith("(Virtual)") or sysctl_values.get("hw.model", "").startswith("VirtualMac")
+    facts = find_chip(chip, gpu_core_count, memory_bytes)
+    wired_limit_bytes, source = _wired_limit(sysctl_values, memory_bytes, macos, virtual=virtual)
+    return HardwareProfile(
+        chip=chip,
+        system="macos",
+        macos=macos,
+        gpu_core_count=gpu_core_count,
+        memory_bytes=memory_bytes,
+        wired_limit_bytes=wired_limit_bytes,
+        wired_limit_source=source,
+        memory_bandwidth_bytes_per_s=facts.memory_bandwidth_bytes_per_s if facts else None,
+        virtual=virtual,
+    )
+
+
+def default_wired_limit_bytes(memory_bytes: int, macos_major: int) -> int:
+    """Return what macOS lets the GPU hold while ``iogpu.wired_limit_mb`` is 0.
+
+    Metal alone knows it for certain (``recommendedMaxWorkingSetSize``); this formula equals what was
+    published of real Macs. default_wired_limit_source says where it was not checked.
+    """
+    if memory_bytes >= 256 * GIB:
+        return memory_bytes - 48 * GIB
+    numerator, denominator = _default_fraction(memory_bytes, macos_major)
+    return -(-memory_bytes * numerator // (denominator * _GPU_PAGE_BYTES)) * _GPU_PAGE_BYTES
+
+
+def default_wired_limit_source(memory_bytes: int, macos_major: int) -> Literal["default", "estimated"]:
+    """Return ``"default"`` where a published capture proves the formula for this memory and macOS."""
+    if macos_major < _NEW_FRACTIONS_MACOS:
+        proven_gib = _PROVEN_GIB_MACOS_15
+    else:
+        proven_gib = _PROVEN_GIB_MACOS_26 if macos_major == _NEW_FRACTIONS_MACOS else frozenset()
+    gib, rest = divmod(memory_bytes, GIB)
+    return "default" if rest == 0 and gib in proven_gib else "estimated"
+
+
+def _default_fraction(memory_bytes: int, macos_major: int) -> tuple[int, int]:
+    if macos_major < _NEW_FRACTIONS_MACOS:
+        return (2, 3) if memory_bytes < 36 * GIB else (3, 4)
+    steps = ((8, (2, 3)), (24, (74, 100)), (48, (78, 100)), (96, (81, 100)))
+    return next((fraction for gib, fraction in steps if memory_bytes <= gib * GIB), (84, 100))
+
+
+def _wired_limit(
+    values: Mapping[str, str], memory_bytes: int, macos: tuple[int, ...] | None, *, virtual: bool
+) -> tuple[int, Literal["override", "default", "estimated"]]:
+    override_mib = _integer(values, "iogpu.wired_limit_mb")
+    if override_mib:
+        return override_mib * MIB, "override"  # Metal passes it on as it is, even above the memory
+    if macos is None:  # the older fractions are the lower ones
+        return default_wired_limit_bytes(memory_bytes, _FIRST_MACOS), "estimated"
+    source = default_wired_limit_source(memory_bytes, macos[0])
+    # A virtual Mac has another GPU driver, and no capture of one shows its limit.
+    return default_wired_limit_bytes(memory_bytes, macos[0]), "estimated" if virtual else source
+
+
+def _check_processor(values: Mapping[str, str], platform_machine: str) -> None:
+    chip = values.get("machdep.cpu.brand_string", "")
+    translated = values.get("sysctl.proc_translated") == "1"
+    intel_python = platform_machine == "x86_64"
+    # proc_translated is about the sysctl process, which need not be what Python is: ask about the Mac too.
+    # Rosetta may call the processor «VirtualApple @ 2.50GHz».
+    if translated or (intel_python and (values.get("hw.optional.arm64") == "1" or "Apple" in chip)):
+        raise UnsupportedMachine(
+            "this Python is built for Intel (x86_64) and runs under Rosetta; MLX needs one built for Apple silicon "
+            "(arm64)",
+            hint="install r1mac with an arm64 Python, such as the one from https://www.python.org/downloads/macos/, in "
+            "a Terminal that does not itself run under Rosetta (`uname -m` must print arm64)",
+        )
+    if intel_python or chip.startswith("Intel"):
+        raise UnsupportedMachine(
+            f"this Mac has an Intel processor ({chip or platform_machine}); MLX needs Apple silicon",
+            hint="use a Mac with an M1 or a later chip",
+        )
+
+
+def _check_macos(macos: tuple[int, ...] | None) -> None:
+    if macos is not None and macos[0] < _FIRST_MACOS:
+        raise UnsupportedMachine(
+            f"this Mac runs macOS {'.'.join(map(str, macos))}; MLX needs macOS {_FIRST_MACOS} or later",
+            hint="update macOS in System Settings > General > Software Update; from macOS 15 on, MLX can also keep "
+            "a large model from being paged out",
+        )
+
+
+def _parse_version(text: str) -> tuple[int, ...] | None:
+    match = re.match(r"[0-9]{1,4}(?:\.[0-9]{1,4})*", text)
+    return tuple(int(number) for number in match[0].split(".")) if match else None
+
+
+def _integer(values: Mapping[str, str], key: str) -> int | None:
+    """Return a count, or None where the key is missing or its value is none."""
+    text = values.get(key, "")
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None

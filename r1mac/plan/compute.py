@@ -1,0 +1,36 @@
+"""In which type a model computes, which decides its speed on a CPU and its memory there."""
+
+from enum import Enum
+
+from r1mac.catalog.arch import ArchSpec
+from r1mac.machine.base import HardwareProfile
+
+# On MLX's CPU backend float16 and low-bit products use scalar code. SmolLM2-135M at 4 bits on two x86 cores:
+# 0.3 tokens/s with float16 scales, 1.2 with bfloat16, 9.6 in float32, 12 dequantised to float32 (docs/lab.md).
+
+
+class Compute(Enum):
+    """What becomes of the weights when a model is loaded."""
+
+    AS_STORED = "as stored"
+    FLOAT32 = "float32 scales"
+    DEQUANTIZED = "dequantised to float32"
+
+
+def choose_compute(arch: ArchSpec, hardware: HardwareProfile) -> Compute:
+    """Return how to compute: as stored on a GPU, on a CPU in float32, dequantised where half the memory holds it."""
+    if hardware.system == "macos":
+        return Compute.AS_STORED
+    if 4 * arch.parameter_count <= hardware.wired_limit_bytes // 2:
+        return Compute.DEQUANTIZED
+    return Compute.FLOAT32
+
+
+def loaded_weight_bytes(arch: ArchSpec, stored_bytes: int, compute: Compute) -> int:
+    """Return what the weights take in memory once they are loaded."""
+    if compute is Compute.DEQUANTIZED:
+        return 4 * arch.parameter_count
+    if compute is Compute.FLOAT32:
+        # Scales and biases double: at most a ninth of the stored bytes (4 bits, group 32: 4 of 20 bits a group share).
+        return stored_bytes + stored_bytes // 5
+    return stored_bytes

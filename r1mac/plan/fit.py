@@ -1,0 +1,161 @@
+"""A model, a computer and a wish become a memory plan."""
+
+from dataclasses import dataclass
+
+from r1mac.catalog.arch import ArchSpec
+from r1mac.errors import DoesNotFit
+from r1mac.machine.base import HardwareProfile
+from r1mac.plan.compute import Compute, choose_compute, loaded_weight_bytes
+from r1mac.plan.memory import kv_bytes_per_token, kv_cache_bytes, prefill_scratch_bytes
+from r1mac.units import format_memory
+
+# Long enough for the thoughts that R1's own scores were measured with.
+DEFAULT_CONTEXT_TOKENS = 32_768
+# Below this a thought does not finish, so a plan with less is none.
+MIN_CONTEXT_TOKENS = 2_048
+_PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
+# On a CPU a step is limited by arithmetic, and a short one answers Ctrl-C sooner.
+_CPU_PREFILL_STEPS = (512, 256, 128, 64)
+_CONTEXT_GRAIN_TOKENS = 256
+# macOS begins to compress what lies within a tenth of its limit (mlx-lm warns there too).
+_RESERVE_SHARE = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryPlan:
+    """What a model needs on one computer, term by term, beside what there is.
+
+    Attributes:
+        weight_bytes: the weights in the type that they are computed in.
+        kv_cache_bytes: the cache when the context is full.
+        prefill_scratch_bytes: the most that reading the prompt holds beside both.
+        reserve_bytes: what is left free of the limit.
+        limit_bytes: the machine's wired limit, or its memory where there is none.
+        max_context_tokens: the longest context that would fit; 0 if the weights alone do not.
+    """
+
+    weight_bytes: int
+    kv_bytes_per_token: int
+    kv_cache_bytes: int
+    context_tokens: int
+    prefill_step_tokens: int
+    prefill_scratch_bytes: int
+    reserve_bytes: int
+    limit_bytes: int
+    max_context_tokens: int
+    compute: Compute
+
+    @property
+    def total_bytes(self) -> int:
+        """All that is needed at once."""
+        return self.weight_bytes + self.kv_cache_bytes + self.prefill_scratch_bytes
+
+    @property
+    def budget_bytes(self) -> int:
+        """What may be used: the limit without the reserve."""
+        return self.limit_bytes - self.reserve_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether it can be run."""
+        return self.total_bytes <= self.budget_bytes
+
+
+def fit(
+    arch: ArchSpec, hardware: HardwareProfile, *, stored_bytes: int, context_tokens: int | None = None
+) -> MemoryPlan:
+    """Plan the memory of a model whose weights take *stored_bytes* on disk.
+
+    Without *context_tokens* the context is DEFAULT_CONTEXT_TOKENS, or as much as the model knows and the
+    memory holds. The prefill step is the longest that fits. The plan is returned also where it does not fit.
+    """
+    compute = choose_compute(arch, hardware)
+    weights = loaded_weight_bytes(arch, stored_bytes, compute)
+    reserve = hardware.wired_limit_bytes // _RESERVE_SHARE
+    room = hardware.wired_limit_bytes - reserve - weights
+    needs = _ContextNeeds(arch, hardware, value_bytes=2 if compute is Compute.AS_STORED else 4)
+    longest = needs.longest_context(room)
+    context = context_tokens or min(DEFAULT_CONTEXT_TOKENS, arch.max_context_tokens)
+    if context_tokens is None and longest >= min(MIN_CONTEXT_TOKENS, arch.max_context_tokens):
+        context = min(context, longest)
+    step = needs.longest_step(context, room)
+    return MemoryPlan(
+        weight_bytes=weights,
+        kv_bytes_per_token=kv_bytes_per_token(arch, value_bytes=needs.value_bytes),
+        kv_cache_bytes=kv_cache_bytes(arch, context, value_bytes=needs.value_bytes),
+        context_tokens=context,
+        prefill_step_tokens=step,
+        prefill_scratch_bytes=needs.scratch_bytes(context, step),
+        reserve_bytes=reserve,
+        limit_bytes=hardware.wired_limit_bytes,
+        max_context_tokens=longest,
+        compute=compute,
+    )
+
+
+def require_fit(plan: MemoryPlan, arch: ArchSpec, *, title: str, alternative: str | None) -> None:
+    """Raise if *plan* cannot be run.
+
+    Args:
+        plan: the plan.
+        arch: the model's shape.
+        title: the model's name for a person.
+        alternative: a command that would fit this machine, if the caller knows one.
+
+    Raises:
+        DoesNotFit: with the numbers, and the cheapest thing that would really help.
+    """
+    if plan.context_tokens > arch.max_context_tokens:
+        raise DoesNotFit(
+            f"{title} knows contexts of at most {arch.max_context_tokens} tokens, and {plan.context_tokens} were asked "
+            "for",
+            hint=f"use --context {arch.max_context_tokens} or less",
+        )
+    if plan.fits:
+        return
+    hint = alternative
+    if plan.max_context_tokens >= MIN_CONTEXT_TOKENS:
+        hint = f"use --context {plan.max_context_tokens} or less"
+    raise DoesNotFit(
+        f"{title} needs {format_memory(plan.total_bytes)} with {plan.context_tokens} tokens of context, and this "
+        f"machine has {format_memory(plan.budget_bytes)} for it",
+        hint=hint or "no member of the family fits this machine",
+    )
+
+
+class _ContextNeeds:
+    """The terms of a plan that grow with the context."""
+
+    def __init__(self, arch: ArchSpec, hardware: HardwareProfile, *, value_bytes: int) -> None:
+        self._arch = arch
+        self._fused = hardware.fused_attention
+        self._steps = _PREFILL_STEPS if hardware.system == "macos" else _CPU_PREFILL_STEPS
+        self.value_bytes = value_bytes
+
+    def scratch_bytes(self, context_tokens: int, step_tokens: int) -> int:
+        return prefill_scratch_bytes(
+            self._arch,
+            step_tokens=step_tokens,
+            context_tokens=context_tokens,
+            fused_attention=self._fused,
+            value_bytes=self.value_bytes,
+        )
+
+    def longest_step(self, context_tokens: int, room_bytes: int) -> int:
+        """Return the longest prefill step that fits, or the shortest there is."""
+        cache = kv_cache_bytes(self._arch, context_tokens, value_bytes=self.value_bytes)
+        fitting = (step for step in self._steps if cache + self.scratch_bytes(context_tokens, step) <= room_bytes)
+        return next(fitting, self._steps[-1])
+
+    def longest_context(self, room_bytes: int) -> int:
+        """Return the longest context that fits with the shortest step, in whole grains."""
+        low, high = 0, self._arch.max_context_tokens // _CONTEXT_GRAIN_TOKENS
+        while low < high:
+            middle = (low + high + 1) // 2
+            context = middle * _CONTEXT_GRAIN_TOKENS
+            cache = kv_cache_bytes(self._arch, context, value_bytes=self.value_bytes)
+            if cache + self.scratch_bytes(context, self._steps[-1]) <= room_bytes:
+                low = middle
+            else:
+                high = middle - 1
+        return low * _CONTEXT_GRAIN_TOKENS

@@ -1,0 +1,98 @@
+"""What is known of a model, for a person or a program."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from r1mac.catalog.arch import ArchSpec, LatentAttention
+from r1mac.errors import UnknownModel
+from r1mac.formats import folder as model_folder
+from r1mac.plan.memory import Quantization, kv_bytes_per_token, weight_bytes
+from r1mac.prepare.planning import arch_of
+from r1mac.prepare.target import Target, find_stored
+from r1mac.settings import CHOICES, Settings
+
+
+def facts_of(target: Target, settings: Settings) -> dict[str, Any]:
+    """Return shape, sizes, quantisation, cache cost and licence of *target*, names carrying their units.
+
+    Raises:
+        UnknownModel: it is neither on this disk nor in the catalog.
+        BadCheckpoint: its files are damaged.
+    """
+    stored = find_stored(target, settings)
+    folder = stored.path if stored else target.folder
+    facts: dict[str, Any] = {"model": target.title}
+    if folder is not None:
+        facts |= _folder_facts(folder)
+    elif target.spec is not None:
+        facts |= _shape_facts(target.spec.arch)
+        group_size = target.spec.default_group_size
+        facts["size_bytes_by_bits"] = {
+            bits: weight_bytes(target.spec.arch, Quantization(bits=bits, group_size=group_size))
+            for bits in CHOICES["bits"]
+        }
+    else:
+        raise UnknownModel(
+            f"{target.title} is not on this disk, and not in the catalog",
+            hint=f"`r1mac pull {target.title}` fetches it",
+        )
+    if target.spec is not None:
+        facts |= {
+            "licence": target.spec.licence,
+            "names": list(target.spec.aliases),
+            "source_repo": target.spec.source_repo,
+            "source_bytes": target.spec.source_bytes,
+            "ready_repos_by_bits": dict(target.spec.mlx_repos),
+        }
+    if stored is not None:
+        manifest = stored.manifest
+        facts |= {"made_from": manifest.source, "revision": manifest.revision, "made": manifest.created}
+    return facts
+
+
+def _folder_facts(folder: Path) -> dict[str, Any]:
+    config = model_folder.read_config(folder)
+    tensors = model_folder.read_tensors(folder)
+    types: dict[str, int] = {}
+    for _, entry in tensors.values():
+        types[entry.dtype] = types.get(entry.dtype, 0) + entry.size_bytes
+    size_bytes = sum(types.values())
+    arch = arch_of(config, str(folder))
+    return {
+        "path": os.fspath(folder),
+        **_shape_facts(arch),
+        "size_bytes": size_bytes,
+        "bits_per_weight": round(8 * size_bytes / arch.parameter_count, 3),
+        "quantization": _uniform_quantization(config),
+        "bytes_by_type": types,
+    }
+
+
+def _shape_facts(arch: ArchSpec) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "architecture": arch.model_type,
+        "parameter_count": arch.parameter_count,
+        "active_parameter_count": arch.active_parameter_count,
+        "layer_count": arch.layer_count,
+        "hidden_size": arch.hidden_size,
+        "vocab_size": arch.vocab_size,
+        "max_context_tokens": arch.max_context_tokens,
+        "kv_bytes_per_token": kv_bytes_per_token(arch),
+        "attention": "latent (MLA)" if isinstance(arch.attention, LatentAttention) else "grouped queries",
+    }
+    if arch.experts is not None:
+        facts["expert_count"] = arch.experts.routed_count
+        facts["active_expert_count"] = arch.experts.active_count
+    return facts
+
+
+def _uniform_quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the width that config.json gives for all layers; layers with a width of their own are counted."""
+    quantization = config.get("quantization")
+    if not isinstance(quantization, dict):
+        return None
+    own = [name for name, value in quantization.items() if isinstance(value, dict)]
+    facts = {key: quantization[key] for key in ("bits", "group_size", "mode") if key in quantization}
+    return facts | ({"layers_with_own_width": len(own)} if own else {})

@@ -1,0 +1,150 @@
+"""What a model's name means."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from r1mac.catalog.models import ModelSpec, all_models, find, find_by_repo, nearest_names
+from r1mac.errors import UnknownModel
+from r1mac.settings import Settings
+
+if TYPE_CHECKING:
+    from r1mac.hub.store import Store, StoredModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a model's name means.
+
+    Attributes:
+        title: for a person.
+        store_name: its folder in the store; None for a folder of the user's own.
+        spec: its catalog entry, if it has one.
+        repo: the Hub repository to fetch, if there is one.
+        folder: the user's own folder.
+        convert_from: the Hub repository whose weights have to be converted, where none is ready.
+        bits: width of the weights; None for «as they come».
+    """
+
+    title: str
+    store_name: str | None = None
+    spec: ModelSpec | None = None
+    repo: str | None = None
+    folder: Path | None = None
+    convert_from: str | None = None
+    bits: int | None = None
+
+
+def resolve(name: str, settings: Settings) -> Target:
+    """Return what *name* means: a folder, a model of the catalog, or a Hub repository.
+
+    Raises:
+        UnknownModel: none of them; the nearest names are suggested.
+    """
+    path = Path(name).expanduser()
+    is_path = name.startswith((".", "/", "~"))
+    if path.is_dir() and (is_path or (path / "config.json").exists()):
+        return Target(title=path.resolve().name, folder=path.resolve())
+    if is_path and not path.exists():
+        raise UnknownModel(f"there is no folder {path}", hint="check the path")
+    if spec := find(name):
+        return _catalog_target(spec, settings.bits or spec.default_bits)
+    if path.is_file():
+        raise UnknownModel(
+            f"{name} is a file, and a model to run is a folder",
+            hint=f"make one with `r1mac convert {name} -o {path.stem} --bits 4`, then `r1mac run ./{path.stem}`",
+        )
+    if found := find_by_repo(name):
+        spec, bits = found
+        wanted = bits or settings.bits
+        return _catalog_target(spec, wanted) if wanted else repo_target(spec.source_repo)
+    if _stored(name, settings) is not None:
+        return Target(title=name, store_name=name)
+    if _looks_like_repo(name):
+        return repo_target(name, settings.bits)
+    raise UnknownModel(f"there is no model {name!r}", hint=_suggestion(name))
+
+
+def described(target: Target) -> str:
+    """Return the name of *target* for a sentence, with its width."""
+    return f"{target.title} at {target.bits} bits" if target.bits else target.title
+
+
+def find_stored(target: Target, settings: Settings) -> "StoredModel | None":
+    """Return the stored model that *target* means, if it is there."""
+    return _stored(target.store_name, settings) if target.store_name else None
+
+
+def store_of(settings: Settings) -> "Store":
+    """Return the model store."""
+    from r1mac.hub.store import Store
+
+    return Store(settings.models_dir)
+
+
+def repo_target(repo: str, bits: int | None = None) -> Target:
+    """Return the target of a Hub repository, converted where *bits* are asked for."""
+    store_name = repo.replace("/", "--")
+    if bits is None:
+        return Target(title=repo, store_name=store_name, repo=repo)
+    return Target(title=repo, store_name=f"{store_name}-{bits}bit", convert_from=repo, bits=bits)
+
+
+def _catalog_target(spec: ModelSpec, bits: int) -> Target:
+    ready = spec.mlx_repos.get(bits)
+    return Target(
+        title=spec.title,
+        store_name=f"{spec.key}-{bits}bit",
+        spec=spec,
+        repo=ready,
+        convert_from=None if ready else spec.source_repo,
+        bits=bits,
+    )
+
+
+def _looks_like_repo(name: str) -> bool:
+    owner, slash, repo = name.partition("/")
+    return bool(slash and owner and repo) and "/" not in repo and not name.startswith((".", "~")) and " " not in name
+
+
+def _suggestion(name: str) -> str:
+    if close := nearest_names(name):
+        return "did you mean " + " or ".join(f"`{alias}`" for alias in close) + "?"
+    known = ", ".join(spec.alias for spec in all_models())
+    return f"known models: {known}; or name a Hub repository (org/name) or a folder (./name)"
+
+
+def _stored(name: str, settings: Settings) -> "StoredModel | None":
+    # Asked first, since most names are not stored and the store costs 30 ms to import.
+    if not (settings.models_dir / name).is_dir():
+        return None
+    try:
+        return store_of(settings).get(name)
+    except UnknownModel:
+        return None
+
+
+def find_removable(name: str, settings: Settings) -> "StoredModel":
+    """Return the stored model that *name* means to somebody who wants it deleted.
+
+    Raises:
+        UnknownModel: no stored model has that name, or more than one does.
+    """
+    if (stored := _stored(name, settings)) is not None:
+        return stored
+    spec = find(name)
+    if spec is not None and settings.bits is None:
+        family = [model for model in store_of(settings).list() if model.name.startswith(f"{spec.key}-")]
+        if len(family) > 1:
+            names = ", ".join(model.name for model in family)
+            raise UnknownModel(f"{name!r} is stored in several widths: {names}", hint="name one of them")
+        if family:
+            return family[0]
+    target = resolve(name, settings)
+    if target.folder is not None:
+        raise UnknownModel(
+            f"{target.folder} is a folder of your own, which r1mac does not delete", hint="delete it yourself"
+        )
+    if (stored := find_stored(target, settings)) is None:
+        raise UnknownModel(f"{described(target)} is not on this disk", hint="`r1mac list` shows the models")
+    return stored

@@ -1,0 +1,163 @@
+"""The interactive chat: a prompt with history and several lines, and a few commands."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1mac import paths
+from r1mac.engine.control import Control
+from r1mac.engine.events import Finished
+from r1mac.engine.generate import Session
+from r1mac.engine.request import GenerateRequest, Message
+from r1mac.errors import R1MacError, writing_to
+from r1mac.ui import console, interrupt, stream
+
+HELP = """\
+/help    this text
+/reset   forget the conversation
+/save F  write the conversation to the file F (JSON, or text where F ends in .txt or .md)
+/stats   counts and speeds of the last answer
+/exit    leave (so does Ctrl-D)
+
+Enter sends; Alt-Enter, or a \\ at the end of a line, begins a new line.
+Ctrl-C stops the answer; once more, at the prompt, leaves."""
+
+
+@dataclass
+class Chat:
+    """One conversation at the terminal.
+
+    Attributes:
+        make_request: builds a request from the whole conversation.
+        opening: messages that every conversation begins with (the system prompt).
+    """
+
+    session: Session
+    make_request: Callable[[tuple[Message, ...]], GenerateRequest]
+    opening: tuple[Message, ...]
+    title: str
+    quiet: bool
+    messages: list[Message] = field(default_factory=list)
+    last: Finished | None = None
+
+    def run(self) -> None:
+        """Talk until the person leaves.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C at an empty prompt.
+        """
+        prompt = _make_prompt()
+        console.note(f"{self.title}. /help for help, Ctrl-D to leave.")
+        while True:
+            try:
+                text = prompt().strip()
+            except EOFError:
+                return
+            if not text:
+                continue
+            if text.startswith("/"):
+                if self._command(text):
+                    return
+                continue
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        """Send the person's text and show the answer. An answer that was stopped stays in the conversation."""
+        messages = (*self.opening, *self.messages, Message("user", text))
+        control = Control()
+        try:
+            with interrupt.stops(control):
+                events = self.session.generate(self.make_request(messages), control)
+                answer, self.last = stream.show(events, quiet=self.quiet, as_json=False)
+        except R1MacError as error:
+            console.error(error.problem, error.hint)
+            return
+        self.messages += [Message("user", text), Message("assistant", answer)]
+
+    def _command(self, text: str) -> bool:
+        """Do what a line that begins with a slash says, and return whether to leave."""
+        name, _, argument = text.partition(" ")
+        match name:
+            case "/exit" | "/quit" | "/bye":
+                return True
+            case "/help" | "/?":
+                console.note(HELP)
+            case "/reset" | "/clear":
+                self.messages.clear()
+                console.note("the conversation is forgotten")
+            case "/stats":
+                console.note(stream.format_stats(self.last.stats) if self.last else "there is no answer yet")
+            case "/save":
+                self._save(argument.strip())
+            case _:
+                console.note(f"there is no command {name}; /help lists them")
+        return False
+
+    def _save(self, name: str) -> None:
+        if not name:
+            console.note("say where: /save FILE")
+            return
+        path = Path(name).expanduser()
+        conversation = [*self.opening, *self.messages]
+        try:
+            with writing_to(path):
+                path.write_text(format_conversation(conversation, as_text=path.suffix != ".json"), encoding="utf-8")
+        except (R1MacError, OSError) as error:
+            console.note(f"not saved: {error}")
+            return
+        console.note(f"saved {len(conversation)} messages to {path}")
+
+
+def format_conversation(messages: list[Message], *, as_text: bool) -> str:
+    """Return a conversation as text for a person, or as JSON in the shape of the chat APIs."""
+    if as_text:
+        return "\n\n".join(f"## {message.role}\n\n{message.text}" for message in messages) + "\n"
+    data = [{"role": message.role, "content": message.text} for message in messages]
+    return json.dumps(data, ensure_ascii=False, indent=2) + "\n"
+
+
+def _make_prompt() -> Callable[[], str]:
+    """Return a function that reads one message from the terminal."""
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("enter")
+    def _send(event: Any) -> None:
+        buffer = event.current_buffer
+        if buffer.text.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.insert_text("\n")
+        else:
+            buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _new_line(event: Any) -> None:
+        event.current_buffer.insert_text("\n")
+
+    @keys.add("c-c")
+    def _clear_or_leave(event: Any) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt)
+
+    history_file = paths.history_file()
+    try:
+        history_file.parent.mkdir(parents=True, exist_ok=True)
+        history_file.touch(mode=0o600)
+        history: Any = FileHistory(str(history_file))
+    except OSError:
+        history = InMemoryHistory()
+    session: Any = PromptSession(
+        history=history, key_bindings=keys, multiline=True, prompt_continuation="... ", enable_history_search=False
+    )
+
+    def read() -> str:
+        return str(session.prompt(">>> "))
+
+    return read

@@ -1,0 +1,27 @@
+"""Sentences for the person, on stderr. stdout belongs to the result."""
+
+import click
+
+
+def note(text: str) -> None:
+    """Say something that the person should read but that is not the result."""
+    click.secho(text, dim=True, err=True)
+
+
+def error(problem: str, hint: str | None) -> None:
+    """Say what went wrong, and what would help."""
+    click.echo(click.style("error: ", fg="red", bold=True) + problem, err=True)
+    if hint:
+        click.echo(f"  {hint}", err=True)
+
+
+def plain(event: object) -> dict[str, object]:
+    """Return an event as a JSON object: its kind, then its fields."""
+    from dataclasses import asdict
+
+    kind = _snake_case(type(event).__name__)
+    return {"event": kind, **asdict(event)}  # type: ignore[call-overload]
+
+
+def _snake_case(name: str) -> str:
+    return "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")
