@@ -34,6 +34,8 @@ class GGUFSource:
         self.default_dtype: str | None = "bfloat16"
         self._tensors = self._rename()
         self.config = gguf_config.build_config(self._file, tied="lm_head.weight" not in self._tensors)
+        # Built at once, so that a tokenizer that cannot be is known before any weight is converted.
+        self._companions = gguf_tokenizer.tokenizer_files(self._file)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every tensor by name."""
@@ -58,8 +60,7 @@ class GGUFSource:
 
     def write_companions(self, into: Path) -> None:
         """Write the tokenizer, its chat template and the generation settings that the metadata hold."""
-        files = gguf_tokenizer.tokenizer_files(self._file)
-        for name, text in files.items():
+        for name, text in self._companions.items():
             (into / name).write_text(text, encoding="utf-8")
         ids = gguf_tokenizer.end_token_ids(self._file)
         (into / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}, indent=2), encoding="utf-8")

@@ -52,10 +52,16 @@ def tokenizer_files(file: GGUFFile) -> dict[str, str]:
             f"{file.path.name} has a tokenizer of the kind {kind!r} / {pre!r}, which r1mac cannot rebuild exactly",
             hint="convert the original weights, whose tokenizer.json is copied as it is",
         )
-    tokens = list(metadata["tokenizer.ggml.tokens"])
+    tokens = list(metadata.get("tokenizer.ggml.tokens", ()))
     config = _tokenizer_config(metadata, tokens)
+    try:
+        tokenizer_json = _tokenizer_json(metadata, tokens, pre)
+    except Exception as error:  # the tokenizers library raises a bare Exception for every kind of damage
+        raise BadCheckpoint(
+            f"the tokenizer in {file.path.name} is damaged: {error}", hint="fetch the file again"
+        ) from error
     return {
-        "tokenizer.json": _tokenizer_json(metadata, tokens, pre),
+        "tokenizer.json": tokenizer_json,
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
     }
 

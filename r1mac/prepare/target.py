@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from r1mac.catalog.models import ModelSpec, all_models, find, find_by_repo, nearest_names
 from r1mac.errors import UnknownModel
-from r1mac.settings import Settings
+from r1mac.settings import CHOICES, Settings
 
 if TYPE_CHECKING:
     from r1mac.hub.store import Store, StoredModel
@@ -134,7 +134,8 @@ def find_removable(name: str, settings: Settings) -> "StoredModel":
         return stored
     spec = find(name)
     if spec is not None and settings.bits is None:
-        family = [model for model in store_of(settings).list() if model.name.startswith(f"{spec.key}-")]
+        widths = {f"{spec.key}-{bits}bit" for bits in CHOICES["bits"]}
+        family = [model for model in store_of(settings).list() if model.name in widths]
         if len(family) > 1:
             names = ", ".join(model.name for model in family)
             raise UnknownModel(f"{name!r} is stored in several widths: {names}", hint="name one of them")
