@@ -1,5 +1,6 @@
 """What the user prefers: defaults < config.toml < ``R1MAC_*`` variables < flags, as one frozen object."""
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -90,13 +91,22 @@ def _apply(settings: Settings, values: Mapping[str, tuple[object, str]]) -> Sett
 
 def _checked(name: str, kind: type, value: object, where: str) -> object:
     try:
-        result = Path(str(value)).expanduser() if kind is Path else kind(str(value))
-    except ValueError as error:
-        article = "a whole number" if kind is int else "a number"
-        raise BadSettings(f"{name} must be {article}, and {where} says {value!r}", hint="correct that value") from error
+        result = _folder(value) if kind is Path else kind(str(value))
+        if isinstance(result, float) and not math.isfinite(result):
+            raise ValueError
+    # RuntimeError: expanduser knows nobody of that name.
+    except (ValueError, RuntimeError) as error:
+        wanted = {int: "a whole number", float: "a number", Path: "a folder"}[kind]
+        raise BadSettings(f"{name} must be {wanted}, and {where} says {value!r}", hint="correct that value") from error
     if name in CHOICES and result not in CHOICES[name]:
         known = ", ".join(map(str, CHOICES[name]))
         raise BadSettings(f"{name} must be one of {known}, and {where} says {value!r}", hint="correct that value")
     if isinstance(result, int | float) and result < 0:
         raise BadSettings(f"{name} must not be negative, and {where} says {value!r}", hint="correct that value")
     return result
+
+
+def _folder(value: object) -> Path:
+    if not isinstance(value, str) or not value:
+        raise ValueError
+    return Path(value).expanduser()

@@ -44,7 +44,7 @@ def format_count(count: int) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Return a duration as text, such as ``"0.4 s"``, ``"3 min 20 s"`` or ``"2 h 05 min"``."""
-    if seconds < 60:  # noqa: PLR2004
+    if round(seconds, 1) < 60:  # noqa: PLR2004
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:  # noqa: PLR2004

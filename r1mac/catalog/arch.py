@@ -168,11 +168,11 @@ def _experts(config: Mapping[str, Any]) -> ExpertSpec | None:
         return None
     return ExpertSpec(
         routed_count=_count(config, "n_routed_experts"),
-        shared_count=int(config.get("n_shared_experts") or 0),
+        shared_count=_count_or(config, "n_shared_experts", 0, least=0),
         active_count=_count(config, "num_experts_per_tok"),
         intermediate_size=_count(config, "moe_intermediate_size"),
-        first_layer=int(config.get("first_k_dense_replace", 0)),
-        layer_stride=int(config.get("moe_layer_freq", 1)),
+        first_layer=_count_or(config, "first_k_dense_replace", 0, least=0),
+        layer_stride=_count_or(config, "moe_layer_freq", 1, least=1),
     )
 
 
@@ -180,6 +180,15 @@ def _count(config: Mapping[str, Any], name: str) -> int:
     value = config[name]
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{name} is {value!r}, not a positive whole number")
+    return value
+
+
+def _count_or(config: Mapping[str, Any], name: str, default: int, *, least: int) -> int:
+    value = config.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} is {value!r}, not a whole number from {least} on")
     return value
 
 

@@ -122,14 +122,21 @@ _OPTIONAL = {"default_bits", "default_group_size", "mlx", "package", "package_ve
 
 
 def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"model {key} is {table!r}, not a table")  # noqa: TRY004 - one class for every wrong entry
     if missing := _REQUIRED - table.keys():
         raise ValueError(f"model {key} lacks {', '.join(sorted(missing))}")
     if unknown := table.keys() - _REQUIRED - _OPTIONAL:
         raise ValueError(f"model {key} has unknown fields {', '.join(sorted(unknown))}")
+    if "package" in table and (missing := {"package_version", "package_file"} - table.keys()):
+        raise ValueError(f"model {key} has a package and lacks {', '.join(sorted(missing))}")
+    if not isinstance(table["aliases"], list):
+        raise ValueError(f"model {key}: aliases is {table['aliases']!r}, not a list")  # noqa: TRY004
     try:
         arch = parse_arch(table["config"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"model {key}: config: {error}") from error
+        mlx_repos = {int(bits): repo for bits, repo in table.get("mlx", {}).items()}
+    except (AttributeError, KeyError, ValueError) as error:
+        raise ValueError(f"model {key}: config or mlx: {error}") from error
     return ModelSpec(
         key=key,
         title=table["title"],
@@ -142,7 +149,7 @@ def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
         default_max_tokens=table["default_max_tokens"],
         default_bits=table.get("default_bits", 4),
         default_group_size=table.get("default_group_size", 64),
-        mlx_repos={int(bits): repo for bits, repo in table.get("mlx", {}).items()},
+        mlx_repos=mlx_repos,
         packaged=_parse_packaged(table),
     )
 

@@ -100,6 +100,8 @@ def _run(arguments: list[str]) -> int:
     except R1MacError as error:
         if verbose:
             _show_traceback(error)
+        if "--json" in arguments:
+            console.error_object(error)
         console.error(error.problem, error.hint)
         return error.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort of the program

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,8 @@ from r1mac.formats.safetensors import TensorEntry, TensorLayout, lay_out, read_h
 # As mlx-lm: a shard holds whole tensors and is at most 5 GiB, unless one tensor alone is larger.
 MAX_SHARD_BYTES = 5 * 2**30
 
+_TYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32"}
+
 
 class ShardWriter:
     """The weight files of one model. Memory use does not depend on their size: nothing is held back.
@@ -25,6 +28,9 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, tensors: Sequence[TensorLayout]) -> None:
+        (name, count), *_ = Counter(tensor.name for tensor in tensors).most_common(1) or [("", 0)]
+        if count > 1:
+            raise ValueError(f"{name} is laid out twice")
         self._folder = folder
         self._files: list[BinaryIO] = []
         self._places: dict[str, tuple[BinaryIO, TensorEntry]] = {}
@@ -32,13 +38,23 @@ class ShardWriter:
         self._shard_names: dict[str, str] = {}
         self.total_bytes = sum(tensor.size_bytes for tensor in tensors)
         shards = split_into_shards(tensors)
-        for index, shard in enumerate(shards, start=1):
-            name = f"model-{index:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
-            self._begin_shard(name, shard)
+        try:
+            for index, shard in enumerate(shards, start=1):
+                name = f"model-{index:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+                self._begin_shard(name, shard)
+        except BaseException:
+            self._close(failed=True)
+            raise
 
     def append(self, name: str, piece: mx.array) -> None:
-        """Write the next bytes of a tensor."""
+        """Write the next bytes of a tensor.
+
+        Raises:
+            ValueError: they are of another type than the tensor, or too many.
+        """
         file, entry = self._places[name]
+        if _TYPE_NAMES.get(piece.dtype) != entry.dtype:
+            raise ValueError(f"{name} is {entry.dtype} and was given {piece.dtype}")
         data = _raw_bytes(piece)
         begin = entry.start + self._filled[name]
         if begin + len(data) > entry.stop:
@@ -73,12 +89,15 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close(failed=kind is not None)
+
+    def _close(self, *, failed: bool) -> None:
         for file in self._files:
             try:
                 file.close()
             except OSError:
                 # Closing flushes, and on a full disk fails a second time: the first failure is the one to tell.
-                if kind is None:
+                if not failed:
                     raise
 
     def _begin_shard(self, name: str, tensors: Iterable[TensorLayout]) -> None:
@@ -110,4 +129,4 @@ def split_into_shards(
 def _raw_bytes(values: mx.array) -> memoryview:
     if values.dtype == mx.bfloat16:
         values = values.view(mx.uint16)
-    return np.ascontiguousarray(np.array(values, copy=False)).data.cast("B")
+    return np.ascontiguousarray(np.array(values, copy=False)).reshape(-1).view(np.uint8).data

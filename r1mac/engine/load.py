@@ -16,7 +16,7 @@ from r1mac.engine.generate import Session
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.errors import BadCheckpoint
-from r1mac.formats.folder import read_config, read_json, read_tensors
+from r1mac.formats.folder import read_config, read_json, read_tensors, weight_files
 from r1mac.plan.compute import Compute
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def load_engine(
     started = time.perf_counter()
     config = read_config(folder)
     read_tensors(folder)
+    _check_files(folder)
     tokenizer = Tokenizer(folder, config_eos_ids=_end_ids(folder, config))
     if tokenizer.vocab_size > config.get("vocab_size", tokenizer.vocab_size):
         raise BadCheckpoint(
@@ -96,10 +97,29 @@ def config_changes(config: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _check_files(folder: Path) -> None:
+    """Refuse a weight file that the index does not name: mlx-lm would load it over those that it does."""
+    unnamed = sorted(path.name for path in set(folder.glob("model*.safetensors")) - set(weight_files(folder)))
+    if unnamed:
+        raise BadCheckpoint(
+            f"{folder} holds {unnamed[0]}, which its index does not name",
+            hint="delete that file if it does not belong to this model, or fetch the model again",
+        )
+
+
 def _load_model(folder: Path, config: dict[str, Any]) -> nn.Module:
     try:
         return mlx_lm_api.load_lazily(folder, config_changes(config))
-    except (ValueError, KeyError, TypeError, AssertionError, AttributeError, FileNotFoundError) as error:
+    except (
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+        RuntimeError,
+        FileNotFoundError,
+    ) as error:
         reason = str(error).partition("\n")[0]
         raise BadCheckpoint(
             f"the weights in {folder} are not a whole {config.get('model_type')!r} model: {reason}",

@@ -1,6 +1,7 @@
 """Conversations to prompts by the model's own template, and whether the prompt leaves it thinking."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from r1mac.engine.request import Message
-from r1mac.engine.think import THINK_END, THINK_START
+from r1mac.engine.think import THINK_END, THINK_START, tag_overlap
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.folder import read_json
 
 # For a model that came without a template; what it says is all the model gets.
 _BARE_TEMPLATE = "{{ bos_token or '' }}{% for m in messages %}{{ m.content }}\n\n{% endfor %}"
+
+_FETCH_TEMPLATE = "fetch the model's tokenizer_config.json or chat_template.jinja again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +39,10 @@ class PromptTemplate:
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self._folder = folder
         self.thinks = tokenizer.has_token(THINK_START) and tokenizer.has_token(THINK_END)
-        self._special_tokens = {
-            name: tokenizer.special_token(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")
-        }
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        texts = {name: tokenizer.special_token(name) for name in names}
+        # A token that the model lacks stays undefined: None would be printed into the prompt.
+        self._special_tokens = {name: text for name, text in texts.items() if text is not None}
         source = _find_template(folder, tokenizer.settings)
         self._template = _compile(source if source is not None else _BARE_TEMPLATE, folder)
 
@@ -52,6 +56,8 @@ class PromptTemplate:
             BadCheckpoint: the template refuses this conversation; its own words are given.
         """
         text = self._render(messages, think=think, opens_turn=True)
+        if not text:
+            raise BadCheckpoint(f"the chat template in {self._folder} makes an empty prompt", hint=_FETCH_TEMPLATE)
         opening = self._opening(messages, text, think=think)
         in_thought = opening.rfind(THINK_START) > opening.rfind(THINK_END)
         if not think and in_thought:
@@ -63,9 +69,10 @@ class PromptTemplate:
     def _opening(self, messages: Sequence[Message], text: str, *, think: bool) -> str:
         """Return the part of a prompt that opens the model's turn: a user may have written tags too."""
         conversation = self._render(messages, think=think, opens_turn=False)
-        if text.startswith(conversation):
-            return text[len(conversation) :]
-        return text.rpartition(messages[-1].text)[2]
+        # Some templates end a conversation that is not continued with a token, which may begin like a tag.
+        shared = os.path.commonprefix([text, conversation])
+        held = max(tag_overlap(shared, tag) for tag in (THINK_START, THINK_END))
+        return text[len(shared) - held :]
 
     def _render(self, messages: Sequence[Message], *, think: bool, opens_turn: bool) -> str:
         import jinja2
@@ -78,19 +85,22 @@ class PromptTemplate:
                     # Qwen3's name and DeepSeek-V3.1's for the same wish; other templates read neither.
                     enable_thinking=think,
                     thinking=think,
+                    # As transformers does, which templates are tried with: some ask whether these are none.
+                    tools=None,
+                    documents=None,
                     **self._special_tokens,
                 )
             )
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
+        except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
             raise BadCheckpoint(
                 f"the chat template in {self._folder} cannot render this conversation: {error}",
-                hint="fetch the model's tokenizer_config.json or chat_template.jinja again",
+                hint=_FETCH_TEMPLATE,
             ) from error
 
 
 def _find_template(folder: Path, settings: dict[str, Any]) -> str | None:
     if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        return _read_text(folder / "chat_template.jinja")
     template = settings.get("chat_template")
     if template is None and (folder / "chat_template.json").is_file():
         template = read_json(folder / "chat_template.json").get("chat_template")
@@ -98,6 +108,13 @@ def _find_template(folder: Path, settings: dict[str, Any]) -> str | None:
         named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
         template = named.get("default")
     return template if isinstance(template, str) else None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadCheckpoint(f"{path} is not UTF-8 text: {error}", hint=_FETCH_TEMPLATE) from error
 
 
 def _compile(source: str, folder: Path) -> Any:
@@ -120,8 +137,5 @@ def _compile(source: str, folder: Path) -> Any:
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
     try:
         return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise BadCheckpoint(
-            f"the chat template in {folder} is not valid: {error}",
-            hint="fetch the model's tokenizer_config.json or chat_template.jinja again",
-        ) from error
+    except (jinja2.TemplateSyntaxError, RecursionError) as error:
+        raise BadCheckpoint(f"the chat template in {folder} is not valid: {error}", hint=_FETCH_TEMPLATE) from error

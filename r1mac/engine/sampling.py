@@ -16,8 +16,8 @@ def make_sampler(sampling: Sampling) -> Sampler:
     """
     if sampling.temperature == 0:
         return greedy
-    key = mx.random.key(sampling.seed) if sampling.seed is not None else mx.random.key(_fresh_seed())
-    keys = _Keys(key)
+    seed = _fresh_seed() if sampling.seed is None else sampling.seed
+    keys = _Keys(mx.random.key(seed % 2**64))
     scale = 1 / sampling.temperature
 
     def sample(logits: mx.array) -> mx.array:

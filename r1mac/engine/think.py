@@ -37,7 +37,7 @@ class ThinkSplitter:
                 return
             cut = self._pending.find(THINK_END)
             if cut < 0:
-                yield from self._release(len(self._pending) - _tag_overlap(self._pending, THINK_END))
+                yield from self._release(len(self._pending) - tag_overlap(self._pending, THINK_END))
                 return
             yield from self._release(cut)
             self._pending = self._pending[len(THINK_END) :]
@@ -45,9 +45,9 @@ class ThinkSplitter:
 
     def finish(self) -> Iterator[TextDelta]:
         """Yield what was held back; nothing more will arrive."""
-        if not self._at_start or self._pending.strip():
-            yield from self._release(len(self._pending))
-        self._pending = ""
+        if self._at_start:
+            self._pending = self._pending.lstrip("\r\n")
+        yield from self._release(len(self._pending))
 
     def _skip_start(self) -> bool:
         """Drop leading line breaks and an opening tag. Return False while more text is needed to decide."""
@@ -68,7 +68,7 @@ class ThinkSplitter:
             yield TextDelta(channel=self._channel, text=text)
 
 
-def _tag_overlap(text: str, tag: str) -> int:
+def tag_overlap(text: str, tag: str) -> int:
     """Return how many characters at the end of *text* may be the beginning of *tag*."""
     for length in range(min(len(text), len(tag) - 1), 0, -1):
         if tag.startswith(text[-length:]):

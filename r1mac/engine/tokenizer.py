@@ -76,17 +76,20 @@ class TextStream:
     """Decodes tokens that come one by one into text that never breaks a character."""
 
     def __init__(self, tokenizer: Any) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=False)
+        self._stream = self._new_stream()
         self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
         """Take a token and return the text that became certain, which may be empty."""
-        text = self._stream.step(self._tokenizer, token_id)
+        self._held.append(token_id)
+        try:
+            text = self._stream.step(self._tokenizer, token_id)
+        except Exception:  # noqa: BLE001 - the library's own kind
+            # With byte fallback, bytes that make no character change the text of the bytes before them.
+            self._stream = self._new_stream()
+            return self.finish()
         if text is None:
-            self._held.append(token_id)
             return ""
         self._held.clear()
         return str(text)
@@ -97,6 +100,12 @@ class TextStream:
         self._held.clear()
         return str(text)
 
+    @staticmethod
+    def _new_stream() -> Any:
+        from tokenizers.decoders import DecodeStream
+
+        return DecodeStream(skip_special_tokens=False)
+
 
 def _load(path: Path) -> Any:
     from tokenizers import Tokenizer as LibraryTokenizer
@@ -106,6 +115,10 @@ def _load(path: Path) -> Any:
             f"{path.parent} has no tokenizer.json", hint="add the tokenizer.json of the model's own repository"
         )
     try:
-        return LibraryTokenizer.from_file(str(path))
+        tokenizer = LibraryTokenizer.from_file(str(path))
     except Exception as error:  # the library raises a bare Exception for every kind of damage
         raise BadCheckpoint(f"{path} is not a tokenizer: {error}", hint="fetch or copy that file again") from error
+    # A training script may have left its own lengths in the file; they would cut a prompt without a word.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

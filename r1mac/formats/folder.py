@@ -75,7 +75,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     files = tuple(sorted(path for path in folder.glob("*.safetensors") if path.is_file()))
     if files:
         return files
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise BadCheckpoint(
             f"{folder} holds its weights as pickle ({pickles[0]}), which can run code when it is opened",

@@ -28,13 +28,26 @@ class GGUFTensor:
     _reader_tensor: Any
 
     def rows(self, start: int, stop: int) -> "npt.NDArray[np.float32]":
-        """Return rows *start* to *stop* (all values of a vector) dequantised, as float32 ``[rows, columns]``."""
+        """Return rows *start* to *stop* (of a vector: values) dequantised, as float32 ``[rows, columns]``.
+
+        Raises:
+            BadCheckpoint: the format is one that cannot be dequantised.
+        """
+        import numpy as np
         from gguf.quants import dequantize
 
         tensor = self._reader_tensor
-        if len(self.shape) == 1:
-            return dequantize(tensor.data, tensor.tensor_type)[start:stop]  # type: ignore[no-any-return]
-        return dequantize(tensor.data[start:stop], tensor.tensor_type)  # type: ignore[no-any-return]
+        try:
+            # What is not finite is for the caller to judge, and no reason for a warning in the margin.
+            with np.errstate(all="ignore"):
+                if len(self.shape) == 1:
+                    return dequantize(tensor.data, tensor.tensor_type)[start:stop]  # type: ignore[no-any-return]
+                return dequantize(tensor.data[start:stop], tensor.tensor_type)  # type: ignore[no-any-return]
+        except NotImplementedError as error:
+            raise BadCheckpoint(
+                f"{self.name} is {self.type_name}, which the gguf library does not dequantise",
+                hint="convert the original weights instead",
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +74,30 @@ def read_gguf(path: Path) -> GGUFFile:
     Raises:
         BadCheckpoint: the file is missing, truncated, or not GGUF.
     """
-    from gguf import GGUFReader
-
     with _damage_named(path):
-        reader = GGUFReader(str(path))
+        reader = _open_reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: _tensor(tensor) for tensor in reader.tensors}
     return GGUFFile(path, metadata, tensors)
+
+
+def _open_reader(path: Path) -> Any:
+    """Return the library's reader, made to stop at the file's end.
+
+    As it is, it takes what lies behind the end for empty, and an array of 2**60 numbers for that many turns of a loop.
+    """
+    import numpy as np
+    from gguf import GGUFReader
+
+    class BoundedReader(GGUFReader):  # type: ignore[misc]
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            if offset + np.dtype(dtype).itemsize * int(count) > self.data.size:
+                raise ValueError(f"the file ends before byte {offset} and {count} values")
+            return super()._get(offset, dtype, count, override_order)
+
+    # An offset that wraps around would lead back into the header.
+    with np.errstate(over="raise"):
+        return BoundedReader(str(path))
 
 
 @contextmanager
@@ -82,7 +112,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise BadCheckpoint(f"there is no file {path}", hint="check the path") from error
     # The reader indexes and reshapes a memory map, so damage shows as whatever numpy says first.
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, RuntimeError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, MemoryError, RuntimeError) as error:
         raise BadCheckpoint(
             f"{path.name} is truncated or damaged: its {path.stat().st_size} bytes do not hold what its header says",
             hint=hint,

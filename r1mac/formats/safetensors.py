@@ -94,11 +94,16 @@ def lay_out(tensors: Iterable[TensorLayout], metadata: Mapping[str, str]) -> tup
     """Return a file's header and where each tensor's bytes go.
 
     Tensors are placed by falling element size, so that each begins at a multiple of its own.
+
+    Raises:
+        ValueError: two tensors have one name.
     """
     ordered = sorted(tensors, key=lambda tensor: (-DTYPE_BYTES[tensor.dtype], tensor.name))
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for tensor in ordered:
+        if tensor.name in header:
+            raise ValueError(f"{tensor.name} is laid out twice")
         stop = offset + tensor.size_bytes
         header[tensor.name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, stop]}
         offset = stop
@@ -122,7 +127,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _parse_entry(path: Path, name: str, fields: object, begin: int) -> TensorEntry:
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]  # type: ignore[index]
-        valid = all(isinstance(number, int) and number >= 0 for number in (*shape, start, stop))
+        # type() and not isinstance(): True would pass for 1.
+        valid = isinstance(shape, list) and all(type(number) is int and number >= 0 for number in (*shape, start, stop))
         size_bytes = prod(shape) * DTYPE_BYTES[dtype]
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(path, f"the header's entry for {name} makes no sense ({error!r})") from error

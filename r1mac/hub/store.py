@@ -216,7 +216,8 @@ class Store:
     def _lock(self, name: str, *, wait_seconds: float, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
         import filelock
 
-        lock = filelock.FileLock(self.root / f".{name}.lock")
+        path = self.root / f".{name}.lock"
+        lock = filelock.FileLock(path)
         try:
             with writing_to(self.root):
                 lock.acquire(timeout=0)
@@ -233,6 +234,9 @@ class Store:
         try:
             yield
         finally:
+            # Unlinked while it is held: a process that waits on the old file notices, and opens the new one.
+            with contextlib.suppress(OSError):
+                path.unlink()
             lock.release()
 
 

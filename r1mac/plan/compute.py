@@ -31,6 +31,14 @@ def loaded_weight_bytes(arch: ArchSpec, stored_bytes: int, compute: Compute) -> 
     if compute is Compute.DEQUANTIZED:
         return 4 * arch.parameter_count
     if compute is Compute.FLOAT32:
-        # Scales and biases double: at most a ninth of the stored bytes (4 bits, group 32: 4 of 20 bits a group share).
-        return stored_bytes + stored_bytes // 5
+        # Codes keep their width; what is no code doubles: everything, or at most a bit a weight (scales and biases
+        # of groups of 32). No quantised model stores as much as 12 bits a weight.
+        if 8 * stored_bytes >= 12 * arch.parameter_count:
+            return max(stored_bytes, 4 * arch.parameter_count)
+        return stored_bytes + arch.parameter_count // 8 + _wide_bytes(arch)
     return stored_bytes
+
+
+def _wide_bytes(arch: ArchSpec) -> int:
+    """Return what the tensors that are never quantised take at 16 bits."""
+    return sum(2 * tensor.size for tensor in arch.tensors if tensor.role != "matrix")

@@ -70,17 +70,22 @@ def fit(
     memory holds. The prefill step is the longest that fits. The plan is returned also where it does not fit.
     """
     compute = choose_compute(arch, hardware)
-    weights = loaded_weight_bytes(arch, stored_bytes, compute)
     reserve = hardware.wired_limit_bytes // _RESERVE_SHARE
-    room = hardware.wired_limit_bytes - reserve - weights
     needs = _ContextNeeds(arch, hardware, value_bytes=2 if compute is Compute.AS_STORED else 4)
-    longest = needs.longest_context(room)
+
+    def room(compute: Compute) -> int:
+        return hardware.wired_limit_bytes - reserve - loaded_weight_bytes(arch, stored_bytes, compute)
+
+    # Dequantising is for speed only: a context that it leaves no room for goes before it.
+    longest = needs.longest_context(room(Compute.FLOAT32 if compute is Compute.DEQUANTIZED else compute))
     context = context_tokens or min(DEFAULT_CONTEXT_TOKENS, arch.max_context_tokens)
     if context_tokens is None and longest >= min(MIN_CONTEXT_TOKENS, arch.max_context_tokens):
         context = min(context, longest)
-    step = needs.longest_step(context, room)
+    if compute is Compute.DEQUANTIZED and not needs.fit_into(room(compute), context):
+        compute = Compute.FLOAT32
+    step = needs.longest_step(context, room(compute))
     return MemoryPlan(
-        weight_bytes=weights,
+        weight_bytes=loaded_weight_bytes(arch, stored_bytes, compute),
         kv_bytes_per_token=kv_bytes_per_token(arch, value_bytes=needs.value_bytes),
         kv_cache_bytes=kv_cache_bytes(arch, context, value_bytes=needs.value_bytes),
         context_tokens=context,
@@ -141,10 +146,14 @@ class _ContextNeeds:
             value_bytes=self.value_bytes,
         )
 
+    def fit_into(self, room_bytes: int, context_tokens: int, step_tokens: int | None = None) -> bool:
+        """Tell whether cache and scratch fit, with the shortest step if none is said."""
+        cache = kv_cache_bytes(self._arch, context_tokens, value_bytes=self.value_bytes)
+        return cache + self.scratch_bytes(context_tokens, step_tokens or self._steps[-1]) <= room_bytes
+
     def longest_step(self, context_tokens: int, room_bytes: int) -> int:
         """Return the longest prefill step that fits, or the shortest there is."""
-        cache = kv_cache_bytes(self._arch, context_tokens, value_bytes=self.value_bytes)
-        fitting = (step for step in self._steps if cache + self.scratch_bytes(context_tokens, step) <= room_bytes)
+        fitting = (step for step in self._steps if self.fit_into(room_bytes, context_tokens, step))
         return next(fitting, self._steps[-1])
 
     def longest_context(self, room_bytes: int) -> int:
@@ -152,9 +161,7 @@ class _ContextNeeds:
         low, high = 0, self._arch.max_context_tokens // _CONTEXT_GRAIN_TOKENS
         while low < high:
             middle = (low + high + 1) // 2
-            context = middle * _CONTEXT_GRAIN_TOKENS
-            cache = kv_cache_bytes(self._arch, context, value_bytes=self.value_bytes)
-            if cache + self.scratch_bytes(context, self._steps[-1]) <= room_bytes:
+            if self.fit_into(room_bytes, middle * _CONTEXT_GRAIN_TOKENS):
                 low = middle
             else:
                 high = middle - 1

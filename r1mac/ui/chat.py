@@ -1,18 +1,22 @@
 """The interactive chat: a prompt with history and several lines, and a few commands."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from r1mac import paths
 from r1mac.engine.control import Control
 from r1mac.engine.events import Finished
-from r1mac.engine.generate import Session
 from r1mac.engine.request import GenerateRequest, Message
 from r1mac.errors import R1MacError, writing_to
 from r1mac.ui import console, interrupt, stream
+
+if TYPE_CHECKING:
+    from r1mac.engine.fake import RecitingSession
+    from r1mac.engine.generate import Session
 
 HELP = """\
 /help    this text
@@ -34,7 +38,7 @@ class Chat:
         opening: messages that every conversation begins with (the system prompt).
     """
 
-    session: Session
+    session: "Session | RecitingSession"
     make_request: Callable[[tuple[Message, ...]], GenerateRequest]
     opening: tuple[Message, ...]
     title: str
@@ -99,12 +103,13 @@ class Chat:
         if not name:
             console.note("say where: /save FILE")
             return
-        path = Path(name).expanduser()
         conversation = [*self.opening, *self.messages]
         try:
+            path = Path(name).expanduser()
+            as_text = path.suffix.lower() in {".txt", ".md"}
             with writing_to(path):
-                path.write_text(format_conversation(conversation, as_text=path.suffix != ".json"), encoding="utf-8")
-        except (R1MacError, OSError) as error:
+                path.write_text(format_conversation(conversation, as_text=as_text), encoding="utf-8")
+        except (R1MacError, OSError, RuntimeError) as error:  # RuntimeError: ~somebody who is not here
             console.note(f"not saved: {error}")
             return
         console.note(f"saved {len(conversation)} messages to {path}")
@@ -123,13 +128,14 @@ def _make_prompt() -> Callable[[], str]:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import FileHistory, InMemoryHistory
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.output import create_output
 
     keys = KeyBindings()
 
     @keys.add("enter")
     def _send(event: Any) -> None:
         buffer = event.current_buffer
-        if buffer.text.endswith("\\"):
+        if buffer.document.text_before_cursor.endswith("\\") and buffer.document.is_cursor_at_the_end:
             buffer.delete_before_cursor()
             buffer.insert_text("\n")
         else:
@@ -153,8 +159,14 @@ def _make_prompt() -> Callable[[], str]:
         history: Any = FileHistory(str(history_file))
     except OSError:
         history = InMemoryHistory()
+    # The prompt is not the result: on a redirected stdout it would be lost, and the file would hold it.
     session: Any = PromptSession(
-        history=history, key_bindings=keys, multiline=True, prompt_continuation="... ", enable_history_search=False
+        output=create_output(stdout=sys.stderr),
+        history=history,
+        key_bindings=keys,
+        multiline=True,
+        prompt_continuation="... ",
+        enable_history_search=False,
     )
 
     def read() -> str:

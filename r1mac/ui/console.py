@@ -2,6 +2,8 @@
 
 import click
 
+from r1mac.errors import R1MacError
+
 
 def note(text: str) -> None:
     """Say something that the person should read but that is not the result."""
@@ -13,6 +15,14 @@ def error(problem: str, hint: str | None) -> None:
     click.echo(click.style("error: ", fg="red", bold=True) + problem, err=True)
     if hint:
         click.echo(f"  {hint}", err=True)
+
+
+def error_object(failure: R1MacError) -> None:
+    """Write an error to stdout as the last JSON object of a run."""
+    import json
+
+    fields = {"problem": failure.problem, "hint": failure.hint, "exit_code": failure.exit_code}
+    click.echo(json.dumps({"event": "error", **fields}, ensure_ascii=False))
 
 
 def plain(event: object) -> dict[str, object]:

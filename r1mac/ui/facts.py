@@ -11,9 +11,26 @@ def as_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     for name, value in facts.items():
         if value is None or value in ([], {}):
             continue
-        label = name.removesuffix("_bytes").removesuffix("_count").replace("_", " ")
-        rows.append((label, _as_text(name, value)))
+        rows.append((_LABELS.get(name, name.replace("_", " ")), _as_text(name, value)))
     return rows
+
+
+_LABELS = {
+    "parameter_count": "parameters",
+    "active_parameter_count": "active parameters",
+    "layer_count": "layers",
+    "vocab_size": "vocabulary",
+    "max_context_tokens": "longest context",
+    "kv_bytes_per_token": "KV cache per token",
+    "expert_count": "experts",
+    "active_expert_count": "active experts",
+    "size_bytes": "size",
+    "bytes_by_type": "size by type",
+    "size_bytes_by_bits": "sizes by bits",
+    "source_repo": "original weights",
+    "source_bytes": "original size",
+    "ready_repos_by_bits": "ready by bits",
+}
 
 
 def _as_text(name: str, value: Any) -> str:  # noqa: PLR0911 - one line a kind

@@ -8,11 +8,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from tests.checkpoints import CONFIGS, DEEPSEEK_V3, write_checkpoint, write_fp8_checkpoint
 
 from r1mac.convert.pipeline import convert
 from r1mac.convert.recipe import plain
 from r1mac.convert.sources import open_source
+from tests.checkpoints import CONFIGS, DEEPSEEK_V3, write_checkpoint, write_fp8_checkpoint
 
 
 def _ours(source: Path, folder: Path, *, bits: int, group_size: int = 64) -> Path:

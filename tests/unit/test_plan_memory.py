@@ -1,0 +1,243 @@
+"""Memory formulas beside published sizes and sums done by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1mac.catalog.arch import ArchSpec, parse_arch
+from r1mac.catalog.models import all_models, find
+from r1mac.plan.memory import (
+    Quantization,
+    kv_bytes_per_token,
+    kv_cache_bytes,
+    prefill_scratch_bytes,
+    read_bytes_per_token,
+    tensor_bytes,
+    weight_bytes,
+)
+from r1mac.units import GB
+from tests.checkpoints import CONFIGS
+
+VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "mlx_sizes.json").read_text(encoding="utf-8"))
+ARCHS = {model.key: model.arch for model in all_models()}
+WIDTHS = {
+    "2bit": Quantization(bits=2),
+    "3bit": Quantization(bits=3),
+    "4bit": Quantization(bits=4),
+    "4bit-g32": Quantization(bits=4, group_size=32),
+    "6bit": Quantization(bits=6),
+    "8bit": Quantization(bits=8),
+    "bf16": Quantization(bits=16),
+}
+
+
+def arch_of(name: str) -> ArchSpec:
+    """Return the shape of a model of the catalog."""
+    model = find(name)
+    assert model is not None
+    return model.arch
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("key", VECTORS)
+def test_stored_bytes_are_those_of_mlx_lm(key, width):
+    """A plain conversion weighs, at every width, what the recorded MLX modules weigh.
+
+    The vectors counted the routers' float32 correction bias at 2 bytes a value; it is stored at 4, so that
+    deepseek_v3 weighs 58 layers x 256 experts x 2 bytes = 29,696 more.
+    """
+    arch = ARCHS[key]
+    bias_bytes = 29_696 if arch.model_type == "deepseek_v3" else 0
+
+    assert weight_bytes(arch, WIDTHS[width]) == VECTORS[key][width] + bias_bytes
+
+
+@pytest.mark.parametrize("key", VECTORS)
+def test_kv_bytes_are_those_of_the_vectors(key):
+    """What a token adds to the cache is the recorded number for every model of the family."""
+    assert kv_bytes_per_token(ARCHS[key]) == VECTORS[key]["kv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "count_bytes"),
+    [
+        ("70b", 327_680),  # 80 layers x 2 x 8 heads x 128 x 2 bytes
+        ("671b", 70_272),  # 61 layers x (512 + 64) x 2 bytes: MLA caches a latent
+        ("32b", 262_144),  # 64 x 2 x 8 x 128 x 2
+        ("1.5b", 28_672),  # 28 x 2 x 2 x 128 x 2
+        ("demo", 23_040),  # 30 x 2 x 3 x 64 x 2
+    ],
+)
+def test_a_token_costs_what_the_shapes_say(name, count_bytes):
+    """The cache of a token is layers x cached values x bytes of a value."""
+    arch = arch_of(name)
+
+    assert kv_bytes_per_token(arch) == count_bytes
+    assert kv_bytes_per_token(arch, value_bytes=4) == 2 * count_bytes
+
+
+@pytest.mark.parametrize(
+    ("tokens", "blocks"), [(1, 1), (255, 1), (256, 1), (257, 2), (4096, 16), (4097, 17), (131_072, 512)]
+)
+def test_the_cache_grows_in_blocks_of_256_tokens(tokens, blocks):
+    """The cache takes whole blocks, as mlx-lm allocates them."""
+    assert kv_cache_bytes(arch_of("70b"), tokens) == blocks * 256 * 327_680
+
+
+@pytest.mark.parametrize(
+    ("quantization", "bits"),
+    [
+        (Quantization(bits=4), 4.5),  # 4 + (16 + 16) / 64
+        (Quantization(bits=4, group_size=32), 5.0),
+        (Quantization(bits=3), 3.5),
+        (Quantization(bits=8, group_size=128), 8.25),
+        (Quantization(bits=16), 16.0),
+    ],
+)
+def test_bits_per_weight_count_scales_and_biases(quantization, bits):
+    """A group shares a 16-bit scale and a 16-bit bias."""
+    assert quantization.bits_per_weight == bits
+
+
+@pytest.mark.parametrize(
+    ("quantization", "count_bytes"),
+    [
+        (None, 131_072),  # 256 x 256 x 2
+        (Quantization(bits=16), 131_072),
+        (Quantization(bits=4), 36_864),  # 32,768 of codes + 1,024 groups x 4
+        (Quantization(bits=3), 28_672),  # 24,576 + 4,096
+        (Quantization(bits=6, group_size=32), 57_344),  # 49,152 + 2,048 x 4
+        (Quantization(bits=2, group_size=128), 18_432),  # 16,384 + 512 x 4
+    ],
+)
+def test_bytes_of_one_matrix(quantization, count_bytes):
+    """A matrix of 256 x 256 takes its codes, and 4 bytes for each group."""
+    assert tensor_bytes((256, 256), quantization) == count_bytes
+
+
+@pytest.mark.parametrize("quantization", [Quantization(bits=3), Quantization(bits=4, group_size=32)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 128), (5, 192), (3, 7, 64)], ids=str)
+def test_bytes_of_a_matrix_are_those_that_mlx_makes(shape, quantization):
+    """The formula for one matrix equals the arrays that ``mx.quantize`` returns."""
+    import mlx.core as mx
+
+    parts = mx.quantize(mx.zeros(shape, dtype=mx.bfloat16), group_size=quantization.group_size, bits=quantization.bits)
+
+    assert tensor_bytes(shape, quantization) == sum(part.nbytes for part in parts)
+
+
+def test_a_matrix_that_the_group_size_does_not_divide_stays_wide():
+    """Rows of 576 values are 9 groups of 64 and 4.5 of 128: with groups of 128 the demo model stays at 16 bits."""
+    arch = arch_of("demo")
+    narrow = [
+        tensor for tensor in arch.tensors if tensor.role == "matrix" and tensor.shape[-1] % 128 == 0
+    ]  # the down projections, of 1536 columns
+    saved = sum(2 * tensor.size - tensor_bytes(tensor.shape, Quantization(bits=4, group_size=128)) for tensor in narrow)
+
+    assert len(narrow) == 30
+    assert weight_bytes(arch, Quantization(bits=4, group_size=128)) == 2 * arch.parameter_count - saved
+
+
+def test_a_dense_model_reads_all_but_its_embedding_for_a_token():
+    """Decoding reads every matrix once, and of an untied embedding a single row."""
+    arch = arch_of("70b")
+    embedding = 128_256 * 8192
+
+    read = read_bytes_per_token(arch, Quantization(bits=16))
+
+    assert read == 2 * (arch.parameter_count - embedding + 8192)
+
+
+def test_a_tied_model_reads_its_embedding_as_the_head():
+    """Where the embedding is the head, all of it is read for a token."""
+    arch = arch_of("demo")
+
+    assert read_bytes_per_token(arch, Quantization(bits=16)) == 2 * arch.parameter_count
+
+
+def test_671b_reads_a_twentieth_of_its_weights_for_a_token():
+    """At 4 bits the 671B reads about 4.5 bits of each of its 36.6 billion active parameters."""
+    read = read_bytes_per_token(arch_of("671b"), Quantization(bits=4))
+
+    assert read == pytest.approx(36_625_603_584 * 4.5 / 8, rel=0.01)
+
+
+@pytest.mark.parametrize(("context", "peak"), [(4096, 383.2e9), (8192, 388.3e9), (16384, 398.6e9)])
+def test_the_published_peaks_of_the_671b_are_reproduced(context, peak):
+    """Weights, cache and prefill scratch are within 1 % of the peaks that mlx-lm PR 839 measured at step 2048."""
+    arch = arch_of("671b")
+    scratch = prefill_scratch_bytes(arch, step_tokens=2048, context_tokens=context, fused_attention=True)
+
+    total = weight_bytes(arch, Quantization(bits=4)) + kv_cache_bytes(arch, context) + scratch
+
+    assert total == pytest.approx(peak, rel=0.01)
+    # The part beside the weights is what the formula says anything about: 5.6, 10.7 and 21.0 GB.
+    assert total - 377.607e9 == pytest.approx(peak - 377.607e9, rel=0.05)
+
+
+def test_scratch_of_a_dense_model_with_fused_attention():
+    """Metal's kernels keep no scores: the step's activations, and keys and values of one layer."""
+    activations = (2 * 28_672 + 12.5 * 8192) * 512
+    layer_cache = 2 * 8 * 128 * 4096
+
+    scratch = prefill_scratch_bytes(arch_of("70b"), step_tokens=512, context_tokens=4096, fused_attention=True)
+
+    assert scratch == 2 * (activations + layer_cache)
+
+
+def test_scratch_without_fused_attention_has_a_score_matrix():
+    """On a CPU the scores of a step, heads x step x context, are in memory, in float32 like all else."""
+    sizes = {"step_tokens": 512, "context_tokens": 4096, "value_bytes": 4}
+    fused = prefill_scratch_bytes(arch_of("70b"), fused_attention=True, **sizes)
+
+    unfused = prefill_scratch_bytes(arch_of("70b"), fused_attention=False, **sizes)
+
+    assert unfused - fused == 4 * 64 * 512 * 4096
+
+
+def test_a_step_is_not_longer_than_the_context():
+    """A prompt of 100 tokens is read in one step of 100."""
+    sizes = {"context_tokens": 100, "fused_attention": True}
+
+    long = prefill_scratch_bytes(arch_of("70b"), step_tokens=2048, **sizes)
+
+    assert long == prefill_scratch_bytes(arch_of("70b"), step_tokens=100, **sizes)
+
+
+@given(
+    kind=st.sampled_from(sorted(CONFIGS)),
+    step=st.integers(1, 4096),
+    context=st.integers(1, 200_000),
+    more_step=st.integers(0, 4096),
+    more_context=st.integers(0, 200_000),
+    fused=st.booleans(),
+)
+def test_more_tokens_never_need_less(kind, step, context, more_step, more_context, fused):
+    """Scratch and cache never shrink when the step or the context grows."""
+    arch = parse_arch(CONFIGS[kind])
+    small = prefill_scratch_bytes(arch, step_tokens=step, context_tokens=context, fused_attention=fused)
+    large = prefill_scratch_bytes(
+        arch, step_tokens=step + more_step, context_tokens=context + more_context, fused_attention=fused
+    )
+
+    assert 0 < small <= large
+    assert 0 < kv_cache_bytes(arch, context) <= kv_cache_bytes(arch, context + more_context)
+
+
+@pytest.mark.parametrize("key", ARCHS)
+def test_fewer_bits_and_larger_groups_never_weigh_more(key):
+    """The stored size falls with the bits, and with fewer scales."""
+    arch = ARCHS[key]
+    by_bits = [weight_bytes(arch, Quantization(bits=bits)) for bits in (2, 3, 4, 6, 8, 16)]
+    by_group = [weight_bytes(arch, Quantization(bits=4, group_size=size)) for size in (64, 32)]
+
+    assert by_bits == sorted(set(by_bits))
+    assert by_group == sorted(set(by_group))
+
+
+def test_the_4_bit_671b_is_the_published_377_6_gb():
+    """The 4-bit 671B is what the Hub's index files say: 377.6 GB."""
+    assert weight_bytes(arch_of("671b"), Quantization(bits=4)) / GB == pytest.approx(377.6, abs=0.05)
