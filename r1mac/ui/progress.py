@@ -33,6 +33,7 @@ class ProgressDisplay:
         self._bars: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._announced: set[str] = set()
+        self._downloading = False
 
     def __enter__(self) -> Self:
         return self
@@ -50,10 +51,13 @@ class ProgressDisplay:
                 event = next(steps)
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
-            except BaseException:
-                # A half-drawn bar would stand in the middle of the error.
+            except BaseException as error:
+                # A half-drawn bar would stand in the middle of what is said next.
                 self.__exit__(None, None, None)
+                if isinstance(error, KeyboardInterrupt) and self._downloading and not self._quiet:
+                    console.note("\nstopped; what has been downloaded is kept, and the same command goes on with it")
                 raise
+            self._downloading = isinstance(event, Progress) and event.task in {"download", "verify"}
             self._show(event)
 
     def wait(self, name: str) -> None:

@@ -83,7 +83,15 @@ def test_a_name_that_is_none_finds_nothing(name):
 
 @pytest.mark.parametrize(
     ("name", "best"),
-    [("70bb", "70b"), ("70", "70b"), ("1.5", "1.5b"), ("671", "671b"), ("15b", "1.5b"), ("smolm2", "smollm2")],
+    [
+        ("70bb", "70b"),
+        ("70", "70b"),
+        ("1.5", "1.5b"),
+        ("671", "671b"),
+        ("15b", "1.5b"),
+        ("llama-70b", "70b"),
+        ("smolm2", "smollm2"),
+    ],
 )
 def test_the_best_suggestion_comes_first(name, best):
     """A slip with a size's number is met with that size; other slips with the most similar name."""

@@ -127,7 +127,7 @@ def test_prompt_has_one_token_for_each_mark(tmp_path: Path) -> None:
 
     ids = tokenizer.encode(template.render((Message("user", "Hi"),), think=True).text)
 
-    # 0 BOS, 1 EOS, 2 to 257 the bytes, then <｜User｜>, <｜Assistant｜>, <think>, </think>
+    # 0 BOS, 1 EOS, 2 to 257 the bytes, 258 and 259 user and assistant, 260 and 261 the tags
     assert (ids[0], ids[1]) == (0, 258)
     assert ids[-3:-1] == [259, 260]
     assert tokenizer.decode(ids[2:-3]) == "Hi"
@@ -164,17 +164,20 @@ def test_a_persons_tags_do_not_open_or_close_a_thought(family: str, think: bool,
 
 
 @pytest.mark.parametrize("said", ["  <think>  ", "</think>\n", "  hello "])
+@pytest.mark.parametrize("turn", ["A:", ""])
 @pytest.mark.parametrize(("opening", "in_thought"), [("<think>\n", True), ("", False), ("</think>", False)])
-def test_a_template_that_trims_and_closes_its_text(said: str, opening: str, in_thought: bool, tmp_path: Path) -> None:
-    """The same holds where the text before the model's turn differs from the text without that turn."""
+def test_a_template_that_trims_and_closes_its_text(
+    said: str, turn: str, opening: str, in_thought: bool, tmp_path: Path
+) -> None:
+    """The same holds where a conversation that is not continued ends otherwise, even with the tag's own ``<``."""
     source = (
         "{% for m in messages %}[{{ m.content|trim }}]{% endfor %}"
-        f"{{% if add_generation_prompt %}}A:{{{{ {opening!r} }}}}{{% else %}}{{{{ eos_token }}}}{{% endif %}}"
+        f"{{% if add_generation_prompt %}}{turn}{{{{ {opening!r} }}}}{{% else %}}{{{{ eos_token }}}}{{% endif %}}"
     )
 
     prompt = _template(tmp_path, source).render((Message("user", said),), think=True)
 
-    assert prompt.text == f"[{said.strip()}]A:{opening}"
+    assert prompt.text == f"[{said.strip()}]{turn}{opening}"
     assert prompt.in_thought == in_thought
 
 

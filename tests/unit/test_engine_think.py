@@ -1,5 +1,6 @@
 """ThinkSplitter: thought and answer told apart, wherever the stream breaks."""
 
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -119,7 +120,7 @@ def test_tags_are_text_where_no_thought_can_be(output: str, chunk_size: int) -> 
 def test_random_cuts_change_nothing(output: str, cuts: list[int], in_thought: bool, can_open: bool) -> None:
     """Any text with tags, cut anywhere, is split as it is in one piece."""
     edges = [0, *sorted(cut for cut in cuts if cut <= len(output)), len(output)]
-    pieces = [output[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    pieces = [output[start:stop] for start, stop in itertools.pairwise(edges)]
 
     in_pieces = _split(pieces, in_thought=in_thought, can_open=can_open)
 

@@ -208,9 +208,13 @@ def test_ctrl_c_is_pythons_again_afterwards() -> None:
     """Outside the block Ctrl-C means what it did before, also where the block was left by an error."""
     before, control = signal.getsignal(signal.SIGINT), Control()
 
-    with pytest.raises(ZeroDivisionError), interrupt.stops(control):
-        signal.raise_signal(signal.SIGINT)
-        raise ZeroDivisionError
+    def block() -> None:
+        with interrupt.stops(control):
+            signal.raise_signal(signal.SIGINT)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        block()
 
     assert control.cancelled
     assert signal.getsignal(signal.SIGINT) is before
