@@ -3,17 +3,23 @@
 import logging
 import sys
 
+_LIBRARIES = ("huggingface_hub", "transformers", "httpx2", "filelock", "gguf")
 
-def set_up(*, verbose: bool) -> None:
-    """Send r1mac's own log lines to stderr: all of them with *verbose*, else warnings only.
 
-    Other libraries' loggers are held to errors, since they would write into the answer's margin.
-    """
+def speak_up() -> None:
+    """Send every log line of r1mac and of the libraries that it uses to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    logger = logging.getLogger("r1mac")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    logger.propagate = False
-    for name in ("huggingface_hub", "transformers", "httpx2", "filelock", "gguf"):
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.ERROR)
+    for name in ("r1mac", *_LIBRARIES):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.DEBUG)
+        logger.propagate = False
+
+
+def quieten_libraries() -> None:
+    """Hold the libraries to errors, since they would write into the answer's margin; unless all was to speak up."""
+    if logging.getLogger("r1mac").level == logging.DEBUG:
+        return
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.ERROR)

@@ -10,6 +10,8 @@ from functools import cached_property
 from math import prod
 from typing import Any, Literal
 
+_MAX_LAYERS = 10_000
+
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "deepseek_v3")
 
 
@@ -149,7 +151,7 @@ def parse_arch(config: Mapping[str, Any]) -> ArchSpec:
         )
     return ArchSpec(
         model_type=model_type,
-        layer_count=_count(config, "num_hidden_layers"),
+        layer_count=_layer_count(config),
         hidden_size=hidden_size,
         intermediate_size=_count(config, "intermediate_size"),
         vocab_size=_count(config, "vocab_size"),
@@ -181,6 +183,14 @@ def _count(config: Mapping[str, Any], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{name} is {value!r}, not a positive whole number")
     return value
+
+
+def _layer_count(config: Mapping[str, Any]) -> int:
+    """Return the layers; a number that no model has would keep the tensor list busy for ever."""
+    count = _count(config, "num_hidden_layers")
+    if count > _MAX_LAYERS:
+        raise ValueError(f"num_hidden_layers is {count}, and no model has more than {_MAX_LAYERS}")
+    return count
 
 
 def _count_or(config: Mapping[str, Any], name: str, default: int, *, least: int) -> int:

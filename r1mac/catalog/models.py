@@ -1,6 +1,7 @@
 """The models that r1mac knows by name."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -112,9 +113,9 @@ def nearest_names(name: str) -> list[str]:
     """Return up to three names of the catalog that *name* may be a slip of, best first."""
     names = [alias for model in all_models() for alias in (*model.aliases, model.key)]
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    number = "".join(char for char in name if char.isdigit() or char == ".")
-    same_number = [alias for alias in names if number and alias.startswith(number)]
-    return list(dict.fromkeys([*same_number, *close]))[:3]
+    sizes = re.findall(r"\d+(?:\.\d+)?(?=b)", name.lower())
+    same_size = [alias for alias in names if any(alias.startswith(f"{size}b") for size in sizes)]
+    return list(dict.fromkeys([*same_size, *close]))[:3]
 
 
 _REQUIRED = {"title", "aliases", "source", "source_bytes", "source_format", "licence", "default_max_tokens", "config"}

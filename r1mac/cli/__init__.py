@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from r1mac import __version__, log
-from r1mac.errors import R1MacError
+from r1mac import __version__
+from r1mac.errors import NotWritable, R1MacError
 
 # Name to module and one-line help. The help is repeated here so that listing the commands imports none of
 # them; a test keeps both texts equal.
@@ -69,7 +69,10 @@ def cli(verbose: bool) -> None:
     r1mac run 70b "Why is the sky blue?"
     r1mac plan 32b
     """  # noqa: D301 - click wants the character itself
-    log.set_up(verbose=verbose)
+    if verbose:
+        from r1mac import log
+
+        log.speak_up()
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -81,7 +84,7 @@ def main(args: Sequence[str] | None = None) -> None:
     sys.exit(_run(arguments))
 
 
-def _run(arguments: list[str]) -> int:
+def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one line a kind of ending
     from r1mac.ui import console
 
     verbose = any(argument in {"-v", "--verbose"} for argument in arguments)
@@ -104,6 +107,9 @@ def _run(arguments: list[str]) -> int:
             console.error_object(error)
         console.error(error.problem, error.hint)
         return error.exit_code
+    except PermissionError as error:
+        console.error(f"cannot use {error.filename}: {error.strerror}", "make it readable and writable for yourself")
+        return NotWritable.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort of the program
         _show_traceback(error)
         console.error(

@@ -70,7 +70,7 @@ class PromptTemplate:
         """Return the part of a prompt that opens the model's turn: a user may have written tags too."""
         conversation = self._render(messages, think=think, opens_turn=False)
         # Some templates end a conversation that is not continued with a token, which may begin like a tag.
-        shared = os.path.commonprefix([text, conversation])
+        shared = os.path.commonprefix([text, conversation])  # noqa: RUF071 - text, not paths
         held = max(tag_overlap(shared, tag) for tag in (THINK_START, THINK_END))
         return text[len(shared) - held :]
 

@@ -3,9 +3,8 @@
 from typing import Any
 
 from r1mac.catalog.arch import SUPPORTED_MODEL_TYPES, ArchSpec, parse_arch
-from r1mac.catalog.models import ModelSpec, all_models
+from r1mac.catalog.models import all_models
 from r1mac.errors import BadCheckpoint
-from r1mac.formats import folder as model_folder
 from r1mac.machine.base import HardwareProfile, Machine
 from r1mac.plan.fit import MemoryPlan, fit, require_fit
 from r1mac.plan.memory import Quantization, weight_bytes
@@ -23,6 +22,8 @@ def plan_target(target: Target, settings: Settings, hardware: HardwareProfile) -
     stored = find_stored(target, settings)
     local = stored.path if stored else target.folder
     if local is not None:
+        from r1mac.formats import folder as model_folder
+
         arch = arch_of(model_folder.read_config(local), str(local))
         size = sum(path.stat().st_size for path in model_folder.weight_files(local))
     elif target.spec is not None:
@@ -87,12 +88,11 @@ def arch_of(config: dict[str, Any], where: str) -> ArchSpec:
 
 def _alternative(target: Target, hardware: HardwareProfile) -> str | None:
     """Return a command for the largest member of the family that fits *hardware*, fewer bits of this one first."""
-    candidates: list[tuple[ModelSpec, int]] = []
-    if target.spec is not None:
-        candidates += [(target.spec, bits) for bits in (4, 3) if bits < (target.bits or 16)]
-    by_size = sorted(all_models(), key=lambda spec: -spec.arch.parameter_count)
-    size = target.spec.arch.parameter_count if target.spec is not None else None
-    candidates += [(spec, 4) for spec in by_size if size is None or spec.arch.parameter_count < size]
+    spec = target.spec
+    candidates = [(spec, bits) for bits in (4, 3) if bits < (target.bits or 16)] if spec is not None else []
+    # By the weight of the originals: counting the parameters of every model would cost 30 ms.
+    smaller = [other for other in all_models() if spec is None or other.source_bytes < spec.source_bytes]
+    candidates += [(other, 4) for other in sorted(smaller, key=lambda other: -other.source_bytes)]
     for spec, bits in candidates:
         quantization = Quantization(bits=bits, group_size=spec.default_group_size)
         if fit(spec.arch, hardware, stored_bytes=weight_bytes(spec.arch, quantization)).fits:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self, TypeVar
 
 import click
 
+from r1mac import log
 from r1mac.prepare.files import Note, PrepareEvent, Progress
 from r1mac.ui import console
 
@@ -36,6 +37,7 @@ class ProgressDisplay:
         self._downloading = False
 
     def __enter__(self) -> Self:
+        log.quieten_libraries()
         return self
 
     def __exit__(
