@@ -1,5 +1,7 @@
 """Sentences for the person, on stderr. stdout belongs to the result."""
 
+import os
+
 import click
 
 from r1mac.errors import R1MacError
@@ -7,12 +9,22 @@ from r1mac.errors import R1MacError
 
 def note(text: str) -> None:
     """Say something that the person should read but that is not the result."""
-    click.secho(text, dim=True, err=True)
+    dim(text + "\n")
+
+
+def dim(text: str) -> None:
+    """Write text to stderr, dim where the terminal can."""
+    click.secho(text, nl=False, dim=True, err=True, color=color())
+
+
+def color() -> bool | None:
+    """Return whether to colour: never with NO_COLOR (no-color.org), else where the output is a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
 
 
 def error(problem: str, hint: str | None) -> None:
     """Say what went wrong, and what would help."""
-    click.echo(click.style("error: ", fg="red", bold=True) + problem, err=True)
+    click.echo(click.style("error: ", fg="red", bold=True) + problem, err=True, color=color())
     if hint:
         click.echo(f"  {hint}", err=True)
 

@@ -84,7 +84,7 @@ class _Renderer:
         if delta.channel == "think":
             if not self._quiet:
                 self._in_thought = True
-                click.secho(delta.text, nl=False, dim=True, err=True)
+                console.dim(delta.text)
             return
         self._end_thought()
         click.echo(delta.text, nl=False)
@@ -97,7 +97,7 @@ class _Renderer:
             self._end_prefill()
             return
         self._prefill_shown = True
-        click.secho(f"\rreading the prompt: {event.done_tokens} of {event.total_tokens} tokens", nl=False, err=True)
+        console.dim(f"\rreading the prompt: {event.done_tokens} of {event.total_tokens} tokens")
 
     def finish(self, event: Finished) -> None:
         self._end_prefill()
