@@ -11,6 +11,7 @@ from math import prod
 from typing import Any, Literal
 
 _MAX_LAYERS = 10_000
+_EMBEDDING = "model.embed_tokens.weight"
 
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "deepseek_v3")
 
@@ -100,13 +101,23 @@ class ArchSpec:
 
     @cached_property
     def tensors(self) -> tuple[TensorShape, ...]:
-        """All tensors of the MLX model, in the order in which it holds them."""
-        return tuple(_tensors(self))
+        """All tensors of the MLX model."""
+        layers = (tensor for index in range(self.layer_count) for tensor in _layer_tensors(self, index))
+        return (*_top_tensors(self), *layers)
+
+    @cached_property
+    def counted_tensors(self) -> tuple[tuple[int, TensorShape], ...]:
+        """How often each different tensor occurs: one dense and one expert layer stand for all of their kind."""
+        by_kind: dict[bool, list[int]] = {}
+        for index in range(self.layer_count):
+            by_kind.setdefault(_has_experts(self, index), []).append(index)
+        layers = ((len(alike), tensor) for alike in by_kind.values() for tensor in _layer_tensors(self, alike[0]))
+        return (*((1, tensor) for tensor in _top_tensors(self)), *layers)
 
     @cached_property
     def parameter_count(self) -> int:
         """All parameters."""
-        return sum(tensor.size for tensor in self.tensors)
+        return sum(count * tensor.size for count, tensor in self.counted_tensors)
 
     @cached_property
     def active_parameter_count(self) -> int:
@@ -116,9 +127,13 @@ class ArchSpec:
         """
         if self.experts is None:
             return self.parameter_count
-        counted = (tensor for tensor in self.tensors if tensor.role != "float32")
-        embedding = "model.embed_tokens.weight"
-        return round(sum(tensor.size * tensor.read_share for tensor in counted if tensor.name != embedding))
+        return round(
+            sum(
+                count * tensor.size * tensor.read_share
+                for count, tensor in self.counted_tensors
+                if tensor.role != "float32" and tensor.name != _EMBEDDING
+            )
+        )
 
 
 def parse_arch(config: Mapping[str, Any]) -> ArchSpec:
@@ -202,19 +217,26 @@ def _count_or(config: Mapping[str, Any], name: str, default: int, *, least: int)
     return value
 
 
-def _tensors(arch: ArchSpec) -> Iterator[TensorShape]:
+def _top_tensors(arch: ArchSpec) -> Iterator[TensorShape]:
     embedding = (arch.vocab_size, arch.hidden_size)
     embedding_share = 1.0 if arch.tied_embeddings else 1 / arch.vocab_size
-    yield TensorShape("model.embed_tokens.weight", embedding, "matrix", embedding_share)
-    for index in range(arch.layer_count):
-        prefix = f"model.layers.{index}."
-        yield from _attention_tensors(arch, prefix + "self_attn.")
-        yield from _mlp_tensors(arch, prefix + "mlp.", index)
-        yield TensorShape(prefix + "input_layernorm.weight", (arch.hidden_size,))
-        yield TensorShape(prefix + "post_attention_layernorm.weight", (arch.hidden_size,))
+    yield TensorShape(_EMBEDDING, embedding, "matrix", embedding_share)
     yield TensorShape("model.norm.weight", (arch.hidden_size,))
     if not arch.tied_embeddings:
         yield TensorShape("lm_head.weight", embedding, "matrix")
+
+
+def _layer_tensors(arch: ArchSpec, index: int) -> Iterator[TensorShape]:
+    prefix = f"model.layers.{index}."
+    yield from _attention_tensors(arch, prefix + "self_attn.")
+    yield from _mlp_tensors(arch, prefix + "mlp.", index)
+    yield TensorShape(prefix + "input_layernorm.weight", (arch.hidden_size,))
+    yield TensorShape(prefix + "post_attention_layernorm.weight", (arch.hidden_size,))
+
+
+def _has_experts(arch: ArchSpec, index: int) -> bool:
+    experts = arch.experts
+    return experts is not None and index >= experts.first_layer and index % experts.layer_stride == 0
 
 
 def _attention_tensors(arch: ArchSpec, prefix: str) -> Iterator[TensorShape]:
@@ -252,7 +274,7 @@ def _latent_tensors(hidden: int, attention: LatentAttention, prefix: str) -> Ite
 
 def _mlp_tensors(arch: ArchSpec, prefix: str, index: int) -> Iterator[TensorShape]:
     hidden, experts = arch.hidden_size, arch.experts
-    if experts is None or index < experts.first_layer or index % experts.layer_stride:
+    if experts is None or not _has_experts(arch, index):
         yield from _gated_tensors(prefix, hidden, arch.intermediate_size)
         return
     share = experts.active_count / experts.routed_count

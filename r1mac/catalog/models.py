@@ -1,6 +1,5 @@
 """The models that r1mac knows by name."""
 
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -111,6 +110,8 @@ def find_by_repo(repo: str) -> tuple[ModelSpec, int | None] | None:
 
 def nearest_names(name: str) -> list[str]:
     """Return up to three names of the catalog that *name* may be a slip of, best first."""
+    import difflib
+
     names = [alias for model in all_models() for alias in (*model.aliases, model.key)]
     close = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     sizes = re.findall(r"\d+(?:\.\d+)?(?=b)", name.lower())

@@ -1,7 +1,5 @@
 """``r1mac plan``."""
 
-import json
-
 import click
 
 from r1mac import settings as settings_module
@@ -30,6 +28,8 @@ def command(model: str, bits: int | None, context_tokens: int | None, as_json: b
     target = resolve(model, chosen)
     arch, plan = plan_target(target, chosen, hardware)
     if as_json:
+        import json
+
         click.echo(json.dumps({"model": described(target), **as_data(arch, plan, hardware)}, indent=2))
     else:
         tables.show_facts([("model", described(target)), *as_rows(arch, plan, hardware)])

@@ -41,4 +41,4 @@ def loaded_weight_bytes(arch: ArchSpec, stored_bytes: int, compute: Compute) -> 
 
 def _wide_bytes(arch: ArchSpec) -> int:
     """Return what the tensors that are never quantised take at 16 bits."""
-    return sum(2 * tensor.size for tensor in arch.tensors if tensor.role != "matrix")
+    return sum(2 * count * tensor.size for count, tensor in arch.counted_tensors if tensor.role != "matrix")

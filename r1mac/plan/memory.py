@@ -85,8 +85,8 @@ def prefill_scratch_bytes(
 
 def _weighted_bytes(arch: ArchSpec, quantization: Quantization, *, per_token: bool) -> float:
     total = 0.0
-    for tensor in arch.tensors:
-        share = tensor.read_share if per_token else 1.0
+    for count, tensor in arch.counted_tensors:
+        share = count * (tensor.read_share if per_token else 1.0)
         if tensor.role == "float32":
             total += 4 * tensor.size * share
         elif tensor.role == "matrix" and tensor.shape[-1] % quantization.group_size == 0:
