@@ -62,7 +62,7 @@ def convert(
     needed_bytes = layout.output_bytes + layout.output_bytes // 100
     if free_disk_bytes is not None and free_disk_bytes < needed_bytes:
         raise DiskFull(
-            f"the converted model needs {format_size(needed_bytes)} on the disk of {into}, which has "
+            f"the converted model needs {format_size(needed_bytes)} on the disk of {into.parent}, which has "
             f"{format_size(free_disk_bytes)} free",
             hint="free some space (`r1mac list` shows the models, `r1mac rm MODEL` deletes one), or use fewer --bits",
         )

@@ -1,6 +1,7 @@
 """What is known of a model, for a person or a program."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,18 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
         "bits_per_weight": round(8 * size_bytes / arch.parameter_count, 3),
         "quantization": _uniform_quantization(config),
         "bytes_by_type": types,
+        "licence": _card_licence(folder),
     }
+
+
+def _card_licence(folder: Path) -> str | None:
+    """Return the licence that a model card's front matter names, if there is a card."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    _, _, front = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
+    match = re.search(r"^license:[ \t]*(\S.*)$", front.partition("\n---")[0], re.MULTILINE)
+    return match[1].strip() if match else None
 
 
 def _shape_facts(arch: ArchSpec) -> dict[str, Any]:

@@ -18,6 +18,8 @@ def _names(r1mac: R1mac) -> list[str]:
 def test_a_hub_repository_is_fetched_run_and_deleted(hub: StandIn, r1mac: R1mac, tmp_path: Path) -> None:
     """A repository that is named is fetched once, runs, is listed and shown, and rm frees its place."""
     write_checkpoint(tmp_path / "hub" / "org" / "tiny", CONFIGS["qwen3"])
+    card = "---\ntags: [mlx]\nlicense: apache-2.0\n---\n# Tiny\n"
+    (tmp_path / "hub" / "org" / "tiny" / "README.md").write_text(card, encoding="utf-8")
 
     ran = r1mac("run", "org/tiny", "hi", "--max-tokens", "3")
 
@@ -27,7 +29,7 @@ def test_a_hub_repository_is_fetched_run_and_deleted(hub: StandIn, r1mac: R1mac,
     assert r1mac("run", "org/tiny", "hi", "--max-tokens", "3").returncode == 0
     assert hub.served_bytes == served
     shown = json.loads(r1mac("show", "org/tiny", "--json").stdout)
-    assert (shown["architecture"], shown["made_from"]) == ("qwen3", "org/tiny")
+    assert (shown["architecture"], shown["made_from"], shown["licence"]) == ("qwen3", "org/tiny", "apache-2.0")
     assert r1mac("rm", "org/tiny").returncode == 0
     assert _names(r1mac) == []
 
