@@ -118,7 +118,8 @@ class BadSettings(R1MacError):
 # EFBIG is a file-size limit (ulimit -f), EDQUOT a user's quota: both are «no room» to a person.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # EIO is a disk that was unplugged, ENOTDIR and ELOOP a path through something that is no folder.
-_NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+_NO_WRITING = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_NO_WRITING |= {errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
 @contextlib.contextmanager

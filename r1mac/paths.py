@@ -32,9 +32,17 @@ def shipped(*parts: str) -> Path:
     return Path(__file__).parent.joinpath(*parts)
 
 
+def expanded(path: Path) -> Path:
+    """Return *path* with a leading ``~`` resolved; the home of nobody stays as it is, and will not be found."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
 def _home(environ: Mapping[str, str], kind: str) -> Path:
     if home := environ.get("R1MAC_HOME"):
-        return Path(home).expanduser()
+        return expanded(Path(home))
     import platformdirs
 
     return platformdirs.user_config_path("r1mac") if kind == "config" else platformdirs.user_data_path("r1mac")

@@ -11,6 +11,12 @@ from r1mac import paths
 from r1mac.errors import BadSettings
 
 CHOICES: dict[str, tuple[int, ...]] = {"bits": (2, 3, 4, 6, 8, 16)}
+RANGES: dict[str, tuple[float, float]] = {
+    "context_tokens": (256, 2**31),
+    "max_tokens": (1, 2**31),
+    "temperature": (0, 2),
+    "top_p": (0.001, 1),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +30,7 @@ class Settings:
         temperature: 0 is greedy.
         top_p: nucleus of the sampler.
         models_dir: the model store.
+        said: the names that the command line gave, which bind more than a preference does.
     """
 
     bits: int | None = None
@@ -32,6 +39,7 @@ class Settings:
     temperature: float | None = None
     top_p: float | None = None
     models_dir: Path = field(default_factory=paths.models_dir)
+    said: frozenset[str] = frozenset()
 
 
 def load(environ: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
@@ -52,7 +60,8 @@ def load(environ: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
         if (value := environ.get(f"R1MAC_{name.upper()}")) is not None
     }
     settings = _apply(settings, variables)
-    return replace(settings, **{name: value for name, value in flags.items() if value is not None})
+    said = {name: (value, f"--{name.removesuffix('_tokens')}") for name, value in flags.items() if value is not None}
+    return replace(_apply(settings, said), said=frozenset(said))
 
 
 _KINDS: dict[str, type] = {
@@ -63,7 +72,7 @@ _KINDS: dict[str, type] = {
     "top_p": float,
     "models_dir": Path,
 }
-assert set(_KINDS) == {item.name for item in fields(Settings)}
+assert set(_KINDS) == {item.name for item in fields(Settings)} - {"said"}
 
 
 def _config_values(path: Path) -> dict[str, tuple[object, str]]:
@@ -101,12 +110,18 @@ def _checked(name: str, kind: type, value: object, where: str) -> object:
     if name in CHOICES and result not in CHOICES[name]:
         known = ", ".join(map(str, CHOICES[name]))
         raise BadSettings(f"{name} must be one of {known}, and {where} says {value!r}", hint="correct that value")
-    if isinstance(result, int | float) and result < 0:
-        raise BadSettings(f"{name} must not be negative, and {where} says {value!r}", hint="correct that value")
+    if name in RANGES and isinstance(result, int | float):
+        least, most = RANGES[name]
+        if not least <= result <= most:
+            raise BadSettings(
+                f"{name} must be from {least:g} to {most:g}, and {where} says {value!r}", hint="correct that value"
+            )
     return result
 
 
 def _folder(value: object) -> Path:
+    if isinstance(value, Path):
+        return value
     if not isinstance(value, str) or not value:
         raise ValueError
     return Path(value).expanduser()

@@ -1,6 +1,7 @@
 """The command line: a group whose commands are imported when they are run, and errors made exit codes."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -80,6 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
     This is the one place where errors become text and exit codes (``r1mac.errors`` lists them).
     """
+    _open_missing_streams()
     arguments = sys.argv[1:] if args is None else list(args)
     sys.exit(_run(arguments))
 
@@ -96,9 +98,8 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one line a kind of end
     except (KeyboardInterrupt, click.Abort):
         click.echo(err=True)
         return 130
-    except BrokenPipeError:
-        # The reader (head, less) has left: not an error. Keep Python from complaining once more at exit.
-        sys.stdout = None
+    except SystemExit:
+        # click's answer to a reader (head, less) that has left, which is no error.
         return 0
     except R1MacError as error:
         if verbose:
@@ -118,6 +119,16 @@ def _run(arguments: list[str]) -> int:  # noqa: PLR0911 - one line a kind of end
         )
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _open_missing_streams() -> None:
+    """Put /dev/null where a standard stream is closed: the next file opened would take its number."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def _show_traceback(error: BaseException) -> None:

@@ -1,5 +1,6 @@
 """``r1mac convert``."""
 
+import shlex
 from pathlib import Path
 
 import click
@@ -64,4 +65,4 @@ def command(
             convert_to_folder(source, made, output, machine=detect.detect(), replace=force, on_wait=display.wait)
         )
     if not quiet and not as_json:
-        console.note(f"converted to {folder}; `r1mac run {folder}` runs it")
+        console.note(f"converted to {folder}; `r1mac run {shlex.quote(str(folder))}` runs it")

@@ -23,8 +23,11 @@ def command(model: str, bits: int | None, yes: bool) -> None:
     from r1mac.units import format_size
 
     chosen = settings_module.load(bits=bits)
-    stored = find_removable(model, chosen)
-    if not yes and sys.stdin.isatty():
-        click.confirm(f"Delete {stored.name} ({format_size(stored.size_bytes)})?", abort=True, err=True)
-    freed_bytes = store_of(chosen).remove(stored.name)
-    console.note(f"deleted {stored.name}, {format_size(freed_bytes)} are free again")
+    name = find_removable(model, chosen)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"Deleting {name} without a terminal to ask at needs --yes.")
+        click.confirm(f"Delete {name}?", abort=True, err=True)
+    store = store_of(chosen)
+    freed_bytes = store.remove(name) + store.sweep_trash()
+    console.note(f"deleted {name}, {format_size(freed_bytes)} are free again")

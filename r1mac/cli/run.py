@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from r1mac.prepare.target import Target
 
 
+_SILENCE_SECONDS, _PATIENCE_SECONDS = 1.0, 15.0
+
+
 @click.command(short_help="Run MODEL: answer PROMPT, or chat.")
 @click.argument("model")
 @click.argument("prompt", required=False)
@@ -136,27 +139,42 @@ def _chat(engine: "Engine", request: "GenerateRequest", *, title: str, quiet: bo
 def _prompt_text(prompt: str | None) -> str | None:
     """Return what to ask: the argument, what comes through a pipe or a file, or both; None for a chat."""
     piped = _piped_text(must_come=prompt in {None, "-"})
-    if prompt in {None, "-"}:
-        if piped is not None and not piped.strip():
-            raise click.UsageError("There is no prompt: standard input is empty.")
-        return piped
-    return f"{prompt}\n\n{piped}" if piped and piped.strip() else prompt
+    text = piped if prompt in {None, "-"} else prompt
+    if text is not None and not text.strip():
+        raise click.UsageError("There is no prompt: it is empty.")
+    if prompt not in {None, "-"} and piped and piped.strip():
+        text = f"{prompt}\n\n{piped}"
+    # An argument that is not UTF-8 reaches Python as lone surrogates, which no tokenizer takes.
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace") if text is not None else None
 
 
 def _piped_text(*, must_come: bool) -> str | None:
     """Return the text on standard input, or None where it is a terminal or nothing.
 
-    A program may have started r1mac with a pipe that nobody writes to: unless the text *must_come*, a pipe
-    that stays silent for a second is left alone.
+    A program may have started r1mac with a pipe that nobody writes to: unless the text *must_come*, one that
+    stays silent is waited for only so long, and never dropped without a word.
     """
-    if sys.stdin is None or sys.stdin.isatty():
+    if sys.stdin.isatty():
         return None
     mode = os.fstat(sys.stdin.fileno()).st_mode
     if not must_come:
-        import select
-
         if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
             return None
-        if stat.S_ISFIFO(mode) and not select.select([sys.stdin], [], [], 1.0)[0]:
+        if stat.S_ISFIFO(mode) and not _begins_in_time():
             return None
-    return sys.stdin.read()
+    return sys.stdin.buffer.read().decode("utf-8", "replace")
+
+
+def _begins_in_time() -> bool:
+    """Wait for the first byte on standard input and tell whether it came."""
+    import select
+
+    from r1mac.ui import console
+
+    if select.select([sys.stdin], [], [], _SILENCE_SECONDS)[0]:
+        return True
+    console.note("waiting for the text on standard input …")
+    if select.select([sys.stdin], [], [], _PATIENCE_SECONDS)[0]:
+        return True
+    console.note(f"nothing came in {_PATIENCE_SECONDS:.0f} s; answering the prompt alone")
+    return False

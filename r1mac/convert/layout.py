@@ -172,11 +172,11 @@ def _check_shape(
             expected = shape[1:]
         case "keys" | "values":
             # Keys and values of one head share a block of rows; each half is checked where both are known.
-            rows, rank = available[sourcing.names[0]]
+            found = available[sourcing.names[0]]
             heads, wanted_rank = shape[0], shape[1] if sourcing.kind == "keys" else shape[2]
-            if rank == wanted_rank and rows % heads == 0:
+            if len(found) == 2 and found[1] == wanted_rank and found[0] % heads == 0:  # noqa: PLR2004
                 return
-            expected = (rows, wanted_rank)
+            expected = (found[0] if found else 0, wanted_rank)
     for source_name in sourcing.names:
         if available[source_name] != expected:
             raise BadCheckpoint(

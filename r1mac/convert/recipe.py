@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from r1mac.errors import BadRecipe
 from r1mac.plan.memory import Quantization
+from r1mac.settings import CHOICES
 
-BITS = (2, 3, 4, 6, 8, 16)
+BITS = CHOICES["bits"]
 GROUP_SIZES = (32, 64, 128)
 DTYPES = ("bfloat16", "float16", "float32")
 

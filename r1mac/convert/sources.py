@@ -66,7 +66,7 @@ def open_source(path: Path) -> Source:
     """
     if path.is_dir():
         return SafetensorsSource(path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         from r1mac.convert.gguf_source import GGUFSource
 
         return GGUFSource(path)
@@ -147,6 +147,18 @@ class SafetensorsSource:
                 raise BadCheckpoint(
                     f"{name} in {path.name} is FP8 without its {_FP8_SCALE[1:]}", hint="fetch the checkpoint again"
                 )
+            if entry.dtype == "F8_E4M3":
+                self._check_scale(name, entry)
+
+    def _check_scale(self, name: str, entry: TensorEntry) -> None:
+        scale = self._tensors[name + _FP8_SCALE][1]
+        expected = tuple(-(-length // FP8_BLOCK) for length in entry.shape)
+        if scale.shape != expected or scale.dtype != "F32":
+            raise BadCheckpoint(
+                f"{scale.name} is {scale.dtype} {list(scale.shape)}, and {name} of {list(entry.shape)} needs "
+                f"F32 {list(expected)}",
+                hint="fetch the checkpoint again",
+            )
 
 
 def dequantize_block_fp8(values: mx.array, scales: mx.array) -> mx.array:
@@ -172,9 +184,13 @@ def _read_rows(path: Path, entry: TensorEntry, start: int, stop: int) -> mx.arra
     for length in entry.shape[1:]:
         row_values *= length
     count = (stop - start) * row_values
-    raw = np.fromfile(
-        path, dtype=numpy_type, count=count, offset=entry.start + start * row_values * numpy_type.itemsize
-    )
+    assert 0 <= start <= stop <= (entry.shape[0] if entry.shape else 1)
+    try:
+        raw = np.fromfile(
+            path, dtype=numpy_type, count=count, offset=entry.start + start * row_values * numpy_type.itemsize
+        )
+    except OSError as error:
+        raise BadCheckpoint(f"cannot read {path}: {error.strerror}", hint="check the file and its disk") from error
     if raw.size != count:
         raise BadCheckpoint(
             f"{path.name} became shorter while it was read", hint="do not change it during a conversion"

@@ -55,7 +55,7 @@ class Session:
         if len(prompt_ids) >= self._context_tokens:
             raise DoesNotFit(
                 f"the conversation has {len(prompt_ids)} tokens and memory is planned for {self._context_tokens}",
-                hint="start a new conversation (/reset), shorten the prompt, or allow more with --context",
+                hint="shorten the prompt, or allow more with --context (in a chat, /reset begins anew)",
             )
         splitter = ThinkSplitter(in_thought=prompt.in_thought, can_open=self._template.thinks and request.think)
         run = _Run(request, splitter, self._tokenizer)

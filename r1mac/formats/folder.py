@@ -72,7 +72,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """
     if (folder / INDEX_NAME).exists():
         return _indexed_files(folder)
-    files = tuple(sorted(path for path in folder.glob("*.safetensors") if path.is_file()))
+    files = tuple(sorted(path for path in folder.glob("[!.]*.safetensors") if path.is_file()))
     if files:
         return files
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)

@@ -165,7 +165,10 @@ class _Job:
         lines = journal.read_text(encoding="utf-8").splitlines() if journal.is_file() else []
         verified = {line.partition(" ")[::2] for line in lines}
         parts = {self._part(file) for file in files}
-        for stale in set(self.into.glob(".*.part")) - parts:
+        names = {file.name for file in files}
+        # Files of an older revision would be taken for part of this one.
+        old = {path for path in self.into.iterdir() if path.is_file() and path.name not in {*names, _JOURNAL}}
+        for stale in old - parts:
             stale.unlink()
         for file in files:
             path, part = self.into / file.name, self._part(file)

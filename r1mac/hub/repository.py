@@ -227,6 +227,8 @@ def _check_name(name: str, repo: str) -> None:
 def _is_wanted(name: str) -> bool:
     return (
         "/" not in name
+        # What macOS leaves beside files on foreign disks (._model.safetensors) is no weight.
+        and not name.startswith(".")
         and not any(fnmatchcase(name.lower(), pattern) for pattern in _FORBIDDEN)
         and any(fnmatchcase(name, pattern) for pattern in (*_SMALL_FILES, _WEIGHTS))
     )

@@ -98,7 +98,7 @@ class Store:
         return StoredModel(name=path.name, path=path, size_bytes=_size_bytes(path), manifest=manifest)
 
     def remove(self, name: str) -> int:
-        """Delete the model *name* and what an unfinished download of it left, and return the freed bytes.
+        """Delete the model *name*, whole or not, and what an unfinished download of it left; return the freed bytes.
 
         Raises:
             UnknownModel: there is no such model.
@@ -110,30 +110,37 @@ class Store:
                 f"{path} is a link to {path.resolve()}, and r1mac deletes nothing outside {self.root}",
                 hint=f"delete the link yourself: rm '{path}'",
             )
-        partial = self._partial(path.name)
-        whole = load_manifest(path) is not None
-        if not whole and not partial.is_dir():
+        partial = _partial(path)
+        # A manifest that cannot be read any more still says that the folder is r1mac's.
+        there = [path] if (path / MANIFEST_NAME).is_file() else []
+        there += [partial] if partial.is_dir() else []
+        if not there:
             raise UnknownModel(f"there is no model {path.name!r} in {self.root}", hint="`r1mac list` shows the models")
-        with self._lock(path.name, wait_seconds=0):
-            return sum(self._discard(folder) for folder, there in ((path, whole), (partial, partial.is_dir())) if there)
+        with _lock(path, wait_seconds=0):
+            return sum(map(self._discard, there))
+
+    def has_remains(self, name: str) -> bool:
+        """Tell whether anything of the model *name* is there, whole or not."""
+        path = self.folder(name)
+        return (path / MANIFEST_NAME).is_file() or _partial(path).is_dir()
 
     def leftovers(self) -> tuple[Leftover, ...]:
         """Return the hidden folders that no living process holds."""
         found = []
         for leftover in self._hidden_folders():
-            with contextlib.suppress(NotWritable), self._lock(leftover.name, wait_seconds=0):
+            with contextlib.suppress(NotWritable), _lock(self.root / leftover.name, wait_seconds=0):
                 found.append(leftover)
         return tuple(found)
 
-    def sweep(self) -> int:
-        """Delete what :meth:`leftovers` names, and return the freed bytes."""
+    def sweep_trash(self) -> int:
+        """Delete what a kill in the middle of a deletion left, and return the freed bytes."""
         freed_bytes = 0
         for leftover in self._hidden_folders():
-            with contextlib.suppress(NotWritable), self._lock(leftover.name, wait_seconds=0):
-                freed_bytes += self._discard(leftover.path)
+            if leftover.kind == "trash":
+                with contextlib.suppress(NotWritable), _lock(self.root / leftover.name, wait_seconds=0):
+                    freed_bytes += self._discard(leftover.path)
         return freed_bytes
 
-    @contextlib.contextmanager
     def building(
         self,
         name: str,
@@ -141,69 +148,22 @@ class Store:
         keep_partial: bool = False,
         on_wait: Callable[[str], None] | None = None,
         wait_seconds: float = -1,
-    ) -> Iterator[Path]:
-        """Yield the hidden folder to make the model *name* in, and publish it when the block ends well.
-
-        Only one process is inside at a time. A block that finds the model made already (by the
-        process it waited for: ask :meth:`get`) leaves without writing a manifest, and the
-        model stays as it is. An older model of that name is replaced in the end.
-
-        Args:
-            name: as for :meth:`folder`.
-            keep_partial: leave the hidden folder after an exception, to go on with later.
-            on_wait: called once with the name if another process is at work on it.
-            wait_seconds: longest wait for that process; negative is for ever.
+    ) -> contextlib.AbstractContextManager[Path]:
+        """Return :func:`building` for the model *name* of this store.
 
         Raises:
-            NotWritable: the store cannot be written, or the wait was too long.
-            DiskFull: there is no room.
+            UnknownModel: *name* could not be a folder's name below the root.
         """
-        path = self.folder(name)
-        partial = self._partial(path.name)
-        with writing_to(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-        with self._lock(path.name, wait_seconds=wait_seconds, on_wait=on_wait):
-            with writing_to(partial):
-                partial.mkdir(exist_ok=True)
-                # One left by a kill just before the rename would make a half changed folder look whole.
-                (partial / MANIFEST_NAME).unlink(missing_ok=True)
-            try:
-                yield partial
-                if load_manifest(partial) is not None:
-                    self._publish(partial, path)
-            except BaseException:
-                if not keep_partial:
-                    shutil.rmtree(partial, ignore_errors=True)
-                raise
-            # Still there only if the block made nothing.
-            with contextlib.suppress(OSError):
-                partial.rmdir()
-
-    def _publish(self, partial: Path, path: Path) -> None:
-        with writing_to(self.root):
-            old = self._to_trash(path) if path.is_dir() and not path.is_symlink() else None
-            partial.replace(path)
-            fsync_folder(self.root)
-            if old is not None:
-                shutil.rmtree(old)
+        return building(self.folder(name), keep_partial=keep_partial, on_wait=on_wait, wait_seconds=wait_seconds)
 
     def _discard(self, path: Path) -> int:
         """Delete the folder *path* below the root, and return what its files weighed."""
         assert path.parent == self.root
         size_bytes = _size_bytes(path)
         with writing_to(path):
-            trash = path if path.name.startswith(".") else self._to_trash(path)
+            trash = path if path.name.startswith(".") else _to_trash(path)
             shutil.rmtree(trash)
         return size_bytes
-
-    def _to_trash(self, path: Path) -> Path:
-        trash = self.root / f".{path.name}.trash-{secrets.token_hex(4)}"
-        path.replace(trash)
-        fsync_folder(self.root)
-        return trash
-
-    def _partial(self, name: str) -> Path:
-        return self.root / f".{name}.partial"
 
     def _hidden_folders(self) -> Iterator[Leftover]:
         for path in sorted(self.root.glob(".*")) if self.root.is_dir() else ():
@@ -212,32 +172,102 @@ class Store:
                 kind: Literal["partial", "trash"] = "partial" if match["kind"] == "partial" else "trash"
                 yield Leftover(name=match["name"], path=path, kind=kind, size_bytes=_size_bytes(path))
 
-    @contextlib.contextmanager
-    def _lock(self, name: str, *, wait_seconds: float, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
-        import filelock
 
-        path = self.root / f".{name}.lock"
-        lock = filelock.FileLock(path)
+@contextlib.contextmanager
+def building(
+    path: Path,
+    *,
+    keep_partial: bool = False,
+    on_wait: Callable[[str], None] | None = None,
+    wait_seconds: float = -1,
+) -> Iterator[Path]:
+    """Yield the hidden folder to make the model *path* in, and publish it when the block ends well.
+
+    Only one process is inside at a time. A block that finds the model made already (by the process it
+    waited for) leaves without writing a manifest, and the model stays as it is. An older model at *path* is
+    replaced in the end, and so is an empty folder.
+
+    Args:
+        path: the model's folder, which need not exist.
+        keep_partial: go on with what an earlier block left, and leave it after an exception; otherwise the
+            folder is empty at first and gone after an exception.
+        on_wait: called once with the name if another process is at work on it.
+        wait_seconds: longest wait for that process; negative is for ever.
+
+    Raises:
+        NotWritable: the folder cannot be written, or the wait was too long.
+        DiskFull: there is no room.
+    """
+    partial = _partial(path)
+    with writing_to(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(path, wait_seconds=wait_seconds, on_wait=on_wait):
+        with writing_to(partial):
+            if not keep_partial and partial.is_dir():
+                shutil.rmtree(partial)
+            partial.mkdir(exist_ok=True)
+            # One left by a kill just before the rename would make a half changed folder look whole.
+            (partial / MANIFEST_NAME).unlink(missing_ok=True)
         try:
-            with writing_to(self.root):
-                lock.acquire(timeout=0)
-        except filelock.Timeout:
-            if on_wait is not None:
-                on_wait(name)
-            try:
-                lock.acquire(timeout=wait_seconds, poll_interval=0.2)
-            except filelock.Timeout as error:
-                raise NotWritable(
-                    f"another r1mac is at work on {name!r} in {self.root}",
-                    hint="wait until it has finished, or stop it",
-                ) from error
+            yield partial
+            if load_manifest(partial) is not None:
+                _publish(partial, path)
+        except BaseException:
+            if not keep_partial:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        # Still there only if the block made nothing.
+        with contextlib.suppress(OSError):
+            partial.rmdir()
+
+
+def _publish(partial: Path, path: Path) -> None:
+    with writing_to(path.parent):
+        old = _to_trash(path) if path.is_dir() and not path.is_symlink() else None
+        partial.replace(path)
+        fsync_folder(path.parent)
+        if old is not None:
+            shutil.rmtree(old)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
+
+
+def _to_trash(path: Path) -> Path:
+    trash = path.with_name(f".{path.name}.trash-{secrets.token_hex(4)}")
+    path.replace(trash)
+    fsync_folder(path.parent)
+    return trash
+
+
+@contextlib.contextmanager
+def _lock(path: Path, *, wait_seconds: float, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold the lock of the model folder *path*."""
+    import filelock
+
+    lock_file = path.with_name(f".{path.name}.lock")
+    lock = filelock.FileLock(lock_file)
+    try:
+        with writing_to(path.parent):
+            lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if on_wait is not None:
+            on_wait(path.name)
         try:
-            yield
-        finally:
-            # Unlinked while it is held: a process that waits on the old file notices, and opens the new one.
-            with contextlib.suppress(OSError):
-                path.unlink()
-            lock.release()
+            lock.acquire(timeout=wait_seconds, poll_interval=0.2)
+        except filelock.Timeout as error:
+            raise NotWritable(
+                f"another r1mac is at work on {path.name!r} in {path.parent}",
+                hint="wait until it has finished, or stop it",
+            ) from error
+    try:
+        yield
+    finally:
+        # Unlinked while it is held: a process that waits on the old file notices, and opens the new one.
+        with contextlib.suppress(OSError):
+            lock_file.unlink()
+        lock.release()
 
 
 def _size_bytes(folder: Path) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from r1mac import paths
 from r1mac.catalog.models import PackagedFile
 from r1mac.errors import NotWritable, Offline
 from r1mac.formats import folder as model_folder
@@ -49,12 +50,11 @@ def ensure_files(
         R1MacError: of many kinds; what was half made is never mistaken for a model.
     """
     if target.folder is not None:
+        if "bits" in settings.said:
+            yield Note("--bits has no effect on a folder; `r1mac convert` makes other widths")
         return target.folder
-    stored = find_stored(target, settings)
-    if stored is not None and not stored.missing_files():
+    if (stored := find_stored(target, settings)) is not None:
         return stored.path
-    if stored is not None:
-        yield Note(f"{stored.name} lacks {stored.missing_files()[0]} and is made again")
     build = _convert_into_store if target.convert_from is not None else _download_into_store
     return (yield from build(target, settings, machine, on_wait))
 
@@ -197,25 +197,40 @@ def convert_to_folder(
     """
     from r1mac.convert.sources import open_source
     from r1mac.hub.manifest import describe, write_manifest
-    from r1mac.hub.store import Store
+    from r1mac.hub.store import building
 
-    output = output.expanduser().absolute()
-    _check_output(output, replace=replace)
-    source = open_source(source_path.expanduser())
-    with Store(output.parent).building(output.name, on_wait=on_wait) as folder:
+    source_path, output = paths.expanded(source_path), paths.expanded(output).absolute()
+    source = open_source(source_path)
+    _check_output(output, source_path.resolve(), replace=replace)
+    with building(output, on_wait=on_wait) as folder:
         free_bytes = machine.free_disk_bytes(output.parent)
         yield from _convert_events(source, recipe, folder, title=source_path.name, free_disk_bytes=free_bytes)
         write_manifest(folder, describe(folder, source=source.description, revision=None, bits=recipe.default.bits))
     return output
 
 
-def _check_output(output: Path, *, replace: bool) -> None:
-    if not output.exists():
+def _check_output(output: Path, source: Path, *, replace: bool) -> None:
+    """Refuse an output that would cost the user anything but a model that r1mac made."""
+    real = output.resolve()
+    if source == real or real in source.parents:
+        raise NotWritable(f"{output} is or holds the source", hint="name another -o FOLDER")
+    if real == Path.cwd() or real in Path.cwd().parents:
+        raise NotWritable(f"{output} is or holds the folder that you are in", hint="name another -o FOLDER")
+    if output.is_symlink():
+        raise NotWritable(f"{output} is a link to {real}", hint="name the folder itself, or another -o FOLDER")
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    is_model = (output / "config.json").is_file()
-    if output.is_dir() and not any(output.iterdir()):
-        output.rmdir()
-    elif not (replace and is_model):
-        what = "is a model already" if is_model else "is there already and is not a model"
-        hint = "replace it with --force, or name another -o FOLDER" if is_model else "name another -o FOLDER"
-        raise NotWritable(f"{output} {what}", hint=hint)
+    if not _is_ours(output):
+        raise NotWritable(f"{output} is there already, and is no model that r1mac made", hint="name another -o FOLDER")
+    if not replace:
+        raise NotWritable(f"{output} is a model already", hint="replace it with --force, or name another -o FOLDER")
+
+
+def _is_ours(folder: Path) -> bool:
+    """Tell whether a folder holds a model that r1mac made, and nothing else."""
+    from r1mac.hub.manifest import MANIFEST_NAME, load_manifest
+
+    if (manifest := load_manifest(folder)) is None:
+        return False
+    known = {MANIFEST_NAME, ".DS_Store", *(file.name for file in manifest.files)}
+    return all(path.is_file() and path.name in known for path in folder.iterdir())

@@ -31,7 +31,11 @@ def plan_target(target: Target, settings: Settings, hardware: HardwareProfile) -
         size = weight_bytes(arch, Quantization(bits=target.bits or 16, group_size=target.spec.default_group_size))
     else:
         arch, size = _remote_shape(target)
-    return arch, fit(arch, hardware, stored_bytes=size, context_tokens=settings.context_tokens)
+    context = settings.context_tokens
+    if context is not None and "context_tokens" not in settings.said:
+        # A preference for all models; only what was asked for this one may be refused.
+        context = min(context, arch.max_context_tokens)
+    return arch, fit(arch, hardware, stored_bytes=size, context_tokens=context)
 
 
 def check_fit(target: Target, settings: Settings, machine: Machine) -> MemoryPlan:

@@ -1,15 +1,21 @@
 """What a model's name means."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1mac import paths
 from r1mac.catalog.models import ModelSpec, all_models, find, find_by_repo, nearest_names
 from r1mac.errors import UnknownModel
 from r1mac.settings import CHOICES, Settings
 
 if TYPE_CHECKING:
     from r1mac.hub.store import Store, StoredModel
+
+
+_LONGEST_NAME = 250
+_MODEL_FIRST = 'the model comes first: r1mac run MODEL "PROMPT"'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +47,11 @@ def resolve(name: str, settings: Settings) -> Target:
     Raises:
         UnknownModel: none of them; the nearest names are suggested.
     """
-    path = Path(name).expanduser()
+    if len(name) > _LONGEST_NAME or "\n" in name:
+        raise UnknownModel(f"there is no model {name[:40] + '…'!r}", hint=_MODEL_FIRST)
+    path = paths.expanded(Path(name))
     is_path = name.startswith((".", "/", "~"))
-    if path.is_dir() and (is_path or (path / "config.json").exists()):
+    if path.is_dir() and (is_path or "/" in name or (path / "config.json").exists()):
         return Target(title=path.resolve().name, folder=path.resolve())
     if is_path and not path.exists():
         raise UnknownModel(f"there is no folder {path}", hint="check the path")
@@ -52,7 +60,7 @@ def resolve(name: str, settings: Settings) -> Target:
     if path.is_file():
         raise UnknownModel(
             f"{name} is a file, and a model to run is a folder",
-            hint=f"make one with `r1mac convert {name} -o {path.stem} --bits 4`, then `r1mac run ./{path.stem}`",
+            hint=f"make one with `r1mac convert {shlex.quote(name)} -o {shlex.quote(path.stem)} --bits 4`",
         )
     if found := find_by_repo(name):
         spec, bits = found
@@ -61,7 +69,7 @@ def resolve(name: str, settings: Settings) -> Target:
     if _stored(name, settings) is not None:
         return Target(title=name, store_name=name)
     if _looks_like_repo(name):
-        return repo_target(name, settings.bits)
+        return repo_target(name, None if _is_stored_quantized(name, settings) else settings.bits)
     raise UnknownModel(f"there is no model {name!r}", hint=_suggestion(name))
 
 
@@ -70,9 +78,18 @@ def described(target: Target) -> str:
     return f"{target.title} at {target.bits} bits" if target.bits else target.title
 
 
+def _is_stored_quantized(repo: str, settings: Settings) -> bool:
+    """Tell whether a repository is here already and of a width of its own, which --bits does not change."""
+    from r1mac.formats.folder import read_config
+
+    stored = _stored(repo.replace("/", "--"), settings)
+    return stored is not None and not stored.missing_files() and "quantization" in read_config(stored.path)
+
+
 def find_stored(target: Target, settings: Settings) -> "StoredModel | None":
-    """Return the stored model that *target* means, if it is there."""
-    return _stored(target.store_name, settings) if target.store_name else None
+    """Return the stored model that *target* means, if it is there with all of its files."""
+    stored = _stored(target.store_name, settings) if target.store_name else None
+    return stored if stored is not None and not stored.missing_files() else None
 
 
 def store_of(settings: Settings) -> "Store":
@@ -108,6 +125,8 @@ def _looks_like_repo(name: str) -> bool:
 
 
 def _suggestion(name: str) -> str:
+    if " " in name.strip():
+        return _MODEL_FIRST
     if close := nearest_names(name):
         return "did you mean " + " or ".join(f"`{alias}`" for alias in close) + "?"
     known = ", ".join(spec.alias for spec in all_models())
@@ -124,21 +143,20 @@ def _stored(name: str, settings: Settings) -> "StoredModel | None":
         return None
 
 
-def find_removable(name: str, settings: Settings) -> "StoredModel":
-    """Return the stored model that *name* means to somebody who wants it deleted.
+def find_removable(name: str, settings: Settings) -> str:
+    """Return the store's name of the model, whole or unfinished, that *name* means to somebody who wants it deleted.
 
     Raises:
-        UnknownModel: no stored model has that name, or more than one does.
+        UnknownModel: nothing in the store has that name, or more than one model does.
     """
-    if (stored := _stored(name, settings)) is not None:
-        return stored
+    if _has_remains(name, settings):
+        return name.replace("/", "--")
     spec = find(name)
     if spec is not None and settings.bits is None:
-        widths = {f"{spec.key}-{bits}bit" for bits in CHOICES["bits"]}
-        family = [model for model in store_of(settings).list() if model.name in widths]
+        widths = (f"{spec.key}-{bits}bit" for bits in CHOICES["bits"])
+        family = [width for width in widths if _has_remains(width, settings)]
         if len(family) > 1:
-            names = ", ".join(model.name for model in family)
-            raise UnknownModel(f"{name!r} is stored in several widths: {names}", hint="name one of them")
+            raise UnknownModel(f"{name!r} is stored in several widths: {', '.join(family)}", hint="name one of them")
         if family:
             return family[0]
     target = resolve(name, settings)
@@ -146,6 +164,14 @@ def find_removable(name: str, settings: Settings) -> "StoredModel":
         raise UnknownModel(
             f"{target.folder} is a folder of your own, which r1mac does not delete", hint="delete it yourself"
         )
-    if (stored := find_stored(target, settings)) is None:
+    assert target.store_name is not None
+    if not _has_remains(target.store_name, settings):
         raise UnknownModel(f"{described(target)} is not on this disk", hint="`r1mac list` shows the models")
-    return stored
+    return target.store_name
+
+
+def _has_remains(name: str, settings: Settings) -> bool:
+    try:
+        return store_of(settings).has_remains(name)
+    except (UnknownModel, OSError):
+        return False

@@ -29,6 +29,9 @@ Enter sends; Alt-Enter, or a \\ at the end of a line, begins a new line.
 Ctrl-C stops the answer; once more, at the prompt, leaves."""
 
 
+_COMMANDS = {"/help", "/?", "/reset", "/clear", "/save", "/stats", "/exit", "/quit", "/bye"}
+
+
 @dataclass
 class Chat:
     """One conversation at the terminal.
@@ -61,7 +64,8 @@ class Chat:
                 return
             if not text:
                 continue
-            if text.startswith("/"):
+            # «/tmp is what?» is a question; a word alone that begins with a slash is a slip.
+            if text.startswith("/") and (text.split()[0] in _COMMANDS or len(text.split()) == 1):
                 if self._command(text):
                     return
                 continue

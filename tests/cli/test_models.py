@@ -30,7 +30,7 @@ def test_a_hub_repository_is_fetched_run_and_deleted(hub: StandIn, r1mac: R1mac,
     assert hub.served_bytes == served
     shown = json.loads(r1mac("show", "org/tiny", "--json").stdout)
     assert (shown["architecture"], shown["made_from"], shown["licence"]) == ("qwen3", "org/tiny", "apache-2.0")
-    assert r1mac("rm", "org/tiny").returncode == 0
+    assert r1mac("rm", "org/tiny", "--yes").returncode == 0
     assert _names(r1mac) == []
 
 
@@ -42,7 +42,7 @@ def test_an_alias_takes_the_ready_repository(hub: StandIn, r1mac: R1mac, tmp_pat
 
     assert done.returncode == 0, done.stderr
     assert _names(r1mac) == ["r1-distill-7b-8bit"]
-    assert r1mac("rm", "7b").returncode == 0
+    assert r1mac("rm", "7b", "--yes").returncode == 0
 
 
 def test_an_alias_without_a_ready_repository_is_converted(hub: StandIn, r1mac: R1mac, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def shown(store: Store) -> list[str]:
 
 def test_store_without_a_folder_is_empty(store):
     """A store whose folder does not exist has no models, and looking does not create it."""
-    found = (store.list(), store.get("r1"), store.leftovers(), store.sweep())
+    found = (store.list(), store.get("r1"), store.leftovers(), store.sweep_trash())
 
     assert found == ((), None, (), 0)
     assert not store.root.exists()
@@ -215,19 +215,19 @@ def test_removing_what_another_process_makes_is_refused(store):
     assert shown(store) == ["r1"]
 
 
-def test_sweep_clears_only_what_nobody_holds(store):
-    """Sweeping deletes what killed processes left, not what a living one works on, nor anything else."""
+def test_sweep_clears_only_trash(store):
+    """Sweeping deletes what killed deletions left: no download that can go on, nor anything else."""
     make_model(store, "r1")
     for name in (".a.partial", ".b.trash-0a1b2c3d", ".busy.partial", ".other", "plain"):
         (store.root / name).mkdir()
         (store.root / name / "x").write_bytes(b"12345")
     with filelock.FileLock(store.root / ".busy.lock"):
         found = [(leftover.name, leftover.kind, leftover.size_bytes) for leftover in store.leftovers()]
-        freed_bytes = store.sweep()
+        freed_bytes = store.sweep_trash()
 
     left = {path.name for path in store.root.iterdir() if path.is_dir()}
     assert found == [("a", "partial", 5), ("b", "trash", 5)]
-    assert (freed_bytes, left) == (10, {"r1", ".busy.partial", ".other", "plain"})
+    assert (freed_bytes, left) == (5, {"r1", ".a.partial", ".busy.partial", ".other", "plain"})
 
 
 def test_second_process_waits_and_finds_the_model(store):

@@ -82,7 +82,7 @@ def test_leaving(line: str, talk: Callable[..., Chat]) -> None:
         ("/save", "say where: /save FILE"),
         ("/save   ", "say where: /save FILE"),
         ("/unknown", "there is no command /unknown; /help lists them"),
-        ("/etc/hosts is what?", "there is no command /etc/hosts"),
+        ("/etc/hosts", "there is no command /etc/hosts"),
         ("/Help", "there is no command /Help"),
     ],
 )
@@ -269,3 +269,10 @@ def _type(keys: str) -> str:
         pipe.send_text(keys)
         pipe.close()  # a prompt that waits for more ends with EOFError
         return chat_module._make_prompt()()
+
+
+def test_a_question_about_a_path_is_asked(talk: Callable[..., Chat]) -> None:
+    """A sentence that begins with a slash is no command, and goes to the model."""
+    chat = talk(["/tmp is what?"], answers=["so</think>\n\nA folder."])
+
+    assert [message.text for message in chat.messages] == ["/tmp is what?", "A folder."]
