@@ -1,26 +1,11 @@
-"""Bytes, counts and durations to text and back: the only place that divides by 2**30 or 10**9.
+"""Bytes, counts and durations to text: the only place that divides by 2**30 or 10**9.
 
 Two families, never mixed: *memory* is counted in powers of two (GiB, as Apple
 counts RAM), *files and downloads* in powers of ten (GB, as disks and networks do).
 """
 
-import re
-
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
-
-_SIZE_UNITS = {
-    "b": 1,
-    "kb": KB,
-    "mb": MB,
-    "gb": GB,
-    "tb": TB,
-    "kib": KIB,
-    "mib": MIB,
-    "gib": GIB,
-    "tib": 2**40,
-}
-_SIZE = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]+)\s*$", re.IGNORECASE)
 
 
 def format_memory(count_bytes: int) -> str:
@@ -51,19 +36,6 @@ def format_seconds(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that *text* such as ``"48gb"`` or ``"0.5 GiB"`` stands for.
-
-    Raises:
-        ValueError: *text* is not a number with a unit.
-    """
-    match = _SIZE.match(text)
-    unit = _SIZE_UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
-        raise ValueError(f"{text!r} is not a size such as 48GB or 512MiB")
-    return round(float(match[1]) * unit)
 
 
 def _scaled(count_bytes: int, scale: tuple[tuple[int, str], ...]) -> str:

@@ -37,12 +37,15 @@ def weight_bytes(arch: ArchSpec, quantization: Quantization) -> int:
 
     A matrix whose rows the group size does not divide stays at 16 bits; so do vectors and routers.
     """
-    return round(_weighted_bytes(arch, quantization, per_token=False))
-
-
-def read_bytes_per_token(arch: ArchSpec, quantization: Quantization) -> int:
-    """Return the weight bytes that decoding one token reads: of the experts only the chosen ones."""
-    return round(_weighted_bytes(arch, quantization, per_token=True))
+    total = 0
+    for count, tensor in arch.counted_tensors:
+        if tensor.role == "float32":
+            total += 4 * count * tensor.size
+        elif tensor.role == "matrix" and tensor.shape[-1] % quantization.group_size == 0:
+            total += count * tensor_bytes(tensor.shape, quantization)
+        else:
+            total += 2 * count * tensor.size
+    return total
 
 
 def kv_bytes_per_token(arch: ArchSpec, *, value_bytes: int = 2) -> int:
@@ -81,16 +84,3 @@ def prefill_scratch_bytes(
                 values += attention.head_count * step * context_tokens
             values += attention.cached_values_per_token * context_tokens
     return round(value_bytes * values)
-
-
-def _weighted_bytes(arch: ArchSpec, quantization: Quantization, *, per_token: bool) -> float:
-    total = 0.0
-    for count, tensor in arch.counted_tensors:
-        share = count * (tensor.read_share if per_token else 1.0)
-        if tensor.role == "float32":
-            total += 4 * tensor.size * share
-        elif tensor.role == "matrix" and tensor.shape[-1] % quantization.group_size == 0:
-            total += tensor_bytes(tensor.shape, quantization) * share
-        else:
-            total += 2 * tensor.size * share
-    return total

@@ -14,7 +14,6 @@ from r1mac.plan.memory import (
     kv_bytes_per_token,
     kv_cache_bytes,
     prefill_scratch_bytes,
-    read_bytes_per_token,
     tensor_bytes,
     weight_bytes,
 )
@@ -139,30 +138,6 @@ def test_a_matrix_that_the_group_size_does_not_divide_stays_wide():
 
     assert len(narrow) == 30
     assert weight_bytes(arch, Quantization(bits=4, group_size=128)) == 2 * arch.parameter_count - saved
-
-
-def test_a_dense_model_reads_all_but_its_embedding_for_a_token():
-    """Decoding reads every matrix once, and of an untied embedding a single row."""
-    arch = arch_of("70b")
-    embedding = 128_256 * 8192
-
-    read = read_bytes_per_token(arch, Quantization(bits=16))
-
-    assert read == 2 * (arch.parameter_count - embedding + 8192)
-
-
-def test_a_tied_model_reads_its_embedding_as_the_head():
-    """Where the embedding is the head, all of it is read for a token."""
-    arch = arch_of("demo")
-
-    assert read_bytes_per_token(arch, Quantization(bits=16)) == 2 * arch.parameter_count
-
-
-def test_671b_reads_a_twentieth_of_its_weights_for_a_token():
-    """At 4 bits the 671B reads about 4.5 bits of each of its 36.6 billion active parameters."""
-    read = read_bytes_per_token(arch_of("671b"), Quantization(bits=4))
-
-    assert read == pytest.approx(36_625_603_584 * 4.5 / 8, rel=0.01)
 
 
 @pytest.mark.parametrize(("context", "peak"), [(4096, 383.2e9), (8192, 388.3e9), (16384, 398.6e9)])

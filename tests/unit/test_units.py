@@ -1,8 +1,6 @@
 """Numbers to text and back."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from r1mac.units import (
     GB,
@@ -16,7 +14,6 @@ from r1mac.units import (
     format_memory,
     format_seconds,
     format_size,
-    parse_size,
 )
 
 
@@ -95,37 +92,3 @@ def test_a_duration_is_written_in_its_two_largest_units(seconds, text):
 def test_a_duration_just_below_a_minute_is_not_sixty_seconds():
     """Rounding never shows 60 seconds beside a unit of 60."""
     assert format_seconds(59.97) == "1 min 00 s"
-
-
-@pytest.mark.parametrize(
-    ("text", "count_bytes"),
-    [
-        ("48gb", 48_000_000_000),
-        ("48 GB", 48_000_000_000),
-        ("0.5 GiB", 536_870_912),  # 2**29
-        ("512MiB", 512 * MIB),
-        (" 7b ", 7),
-        ("1.5 kB", 1_500),
-        ("2 TiB", 2 * 2**40),
-    ],
-)
-def test_a_size_may_be_typed_in_any_case_with_or_without_a_space(text, count_bytes):
-    """A size is a number and a unit; only the letters decide between powers of ten and of two."""
-    assert parse_size(text) == count_bytes
-
-
-@pytest.mark.parametrize("text", ["", "48", "gb", "48 furlongs", "-1GB", "1e3GB", "1.GB", "NaN GB", "48GB more"])
-def test_what_is_no_size_is_refused_with_its_text(text):
-    """Anything but a number with a known unit is a ValueError that quotes what was typed."""
-    with pytest.raises(ValueError, match="is not a size") as caught:
-        parse_size(text)
-
-    assert repr(text) in str(caught.value)
-
-
-@given(st.integers(0, 2**60))
-def test_what_format_memory_writes_is_read_back(count_bytes):
-    """The text of a size, read back, is within half of its last digit."""
-    shown = format_memory(count_bytes)
-
-    assert parse_size(shown) == pytest.approx(count_bytes, rel=0.05)
