@@ -203,9 +203,10 @@ def test_second_run_goes_on_where_a_cut_one_stopped(hub, store, repositories, ig
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)], ids=["kill", "ctrl-c"])
 def test_stopped_download_is_prompt_and_goes_on(hub, store, repositories, number, code):
     """A download that is killed or interrupted ends at once, lists nothing, and the next run fetches only the rest."""
-    hub.fault(WEIGHTS, Fault(bytes_per_s=2_500_000))
+    # Slow enough for the signal to come in the middle on a busy machine too: six seconds in all.
+    hub.fault(WEIGHTS, Fault(bytes_per_s=WEIGHT_BYTES // 6))
     child = start(hub.url, store)
-    wait_until(lambda: hub.served_bytes[WEIGHTS] > 0.6 * WEIGHT_BYTES)
+    wait_until(lambda: hub.served_bytes[WEIGHTS] > 0.2 * WEIGHT_BYTES)
     child.send_signal(number)
     sent = time.monotonic()
     stopped = finish(child)
@@ -215,7 +216,8 @@ def test_stopped_download_is_prompt_and_goes_on(hub, store, repositories, number
     again = download(hub, store)
 
     assert (stopped[0], stopped[2], listed, again[0]) == (code, "", (), 0)
-    assert seconds < 3
+    # Whoever waited for the request's time-out would need longer.
+    assert seconds < 20
     assert is_right(store, repositories)
     assert hub.served_bytes[WEIGHTS] < 1.2 * WEIGHT_BYTES
 
