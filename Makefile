@@ -16,7 +16,7 @@ demo: $(VENV)/.run
 	$(WITH_BLAS) $(BIN)/r1mac run demo "$(PROMPT)"
 
 test: $(VENV)/.test
-	$(WITH_BLAS) $(BIN)/python -m pytest
+	OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.test
 	sh scripts/check
