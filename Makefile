@@ -16,7 +16,7 @@ demo: $(VENV)/.run
 	$(WITH_BLAS) $(BIN)/r1mac run demo "$(PROMPT)"
 
 test: $(VENV)/.test
-	OPENBLAS_NUM_THREADS=1 $(WITH_BLAS) $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(WITH_BLAS) $(BIN)/python -m pytest
 
 check: $(VENV)/.test
 	sh scripts/check
