@@ -30,6 +30,7 @@ class GGUFSource:
             )
         self.description = str(path)
         self._tensors = self._rename()
+        self._shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         self.default_dtype: str | None = _natural_type(
             {t.type_name for t in self._tensors.values() if len(t.shape) > 1}
         )
@@ -40,7 +41,7 @@ class GGUFSource:
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every tensor by name."""
-        return {name: tensor.shape for name, tensor in self._tensors.items()}
+        return self._shapes
 
     def size_bytes(self, name: str) -> int:
         """Return the bytes that a tensor takes in the source."""

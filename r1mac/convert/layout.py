@@ -130,12 +130,10 @@ def _skeleton(source: Source) -> Any:
 
 def _output_type(source: Source, recipe: Recipe, sourcing: Sourcing, *, cast: bool) -> mx.Dtype:
     """Return the type to store: the recipe's, else the source's; what must not be cast keeps its own."""
-    own: mx.Dtype = source.rows(sourcing.names[0], 0, source.row_step(sourcing.names[0])).dtype
-    if not cast:
-        return own if own in _STORED_TYPES else mx.float32
     wanted = recipe.dtype or source.default_dtype
-    if wanted is not None:
+    if cast and wanted is not None:
         return getattr(mx, wanted)  # type: ignore[no-any-return]
+    own: mx.Dtype = source.rows(sourcing.names[0], 0, source.row_step(sourcing.names[0])).dtype
     return own if own in _STORED_TYPES else mx.float32
 
 

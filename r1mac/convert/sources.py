@@ -102,10 +102,11 @@ class SafetensorsSource:
         # Block-FP8 matrices come with a float32 scale for each 128 x 128 block, which is not a tensor of the model.
         self._scales = {name for name in self._tensors if name.endswith(_FP8_SCALE)}
         self._check_types()
+        self._shapes = {name: entry.shape for name, (_, entry) in self._tensors.items() if name not in self._scales}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of every tensor by name."""
-        return {name: entry.shape for name, (_, entry) in self._tensors.items() if name not in self._scales}
+        return self._shapes
 
     def size_bytes(self, name: str) -> int:
         """Return the bytes that a tensor takes in the source."""

@@ -71,7 +71,7 @@ def _download_into_store(
     listing = download.list_files(target.repo)
     files = download.select_files(listing)
     with store.building(target.store_name, keep_partial=True, on_wait=on_wait) as folder:
-        if (made := store.get(target.store_name)) is not None and not made.missing_files():
+        if (made := find_stored(target, settings)) is not None:
             return made.path
         for event in download.fetch(listing, files, folder, free_disk_bytes=machine.free_disk_bytes):
             yield from _download_event(event, target.repo)
@@ -109,7 +109,7 @@ def _convert_into_store(
         yield Note(f"{target.title} is quantised already; --bits {target.bits} has no effect")
         return source_path
     with store.building(target.store_name, on_wait=on_wait) as folder:
-        if (made := store.get(target.store_name)) is not None and not made.missing_files():
+        if (made := find_stored(target, settings)) is not None:
             return made.path
         group_size = target.spec.default_group_size if target.spec else 64
         source = open_source(source_path)
