@@ -24,6 +24,14 @@ def history_file(environ: Mapping[str, str] = os.environ) -> Path:
     return _home(environ, "data") / "chat-history"
 
 
+def occupancy_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder in which r1mac's processes tell each other what they hold, one for the whole computer."""
+    if home := environ.get("R1MAC_HOME"):
+        return expanded(Path(home)) / "running"
+    shared = Path("/Users/Shared")  # what macOS has for all users; unlike /tmp it is not tidied
+    return (shared if shared.is_dir() else Path("/tmp")) / "r1mac-running"  # noqa: S108 - files are opened O_NOFOLLOW
+
+
 def shipped(*parts: str) -> Path:
     """Return a data file that ships inside the package, such as ``shipped("catalog", "models.toml")``.
 
