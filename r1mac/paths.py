@@ -5,6 +5,7 @@ config.toml) moves only the models, for example to an external disk.
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -51,6 +52,10 @@ def expanded(path: Path) -> Path:
 def _home(environ: Mapping[str, str], kind: str) -> Path:
     if home := environ.get("R1MAC_HOME"):
         return expanded(Path(home))
-    import platformdirs
-
-    return platformdirs.user_config_path("r1mac") if kind == "config" else platformdirs.user_data_path("r1mac")
+    # Where platformdirs would put them; importing it costs as much as a tenth of a start (docs/lab.md).
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "r1mac"
+    variable, usual = ("XDG_CONFIG_HOME", ".config") if kind == "config" else ("XDG_DATA_HOME", ".local/share")
+    chosen = environ.get(variable, "").strip()
+    # The XDG specification: a path that is not absolute is to be ignored.
+    return (Path(chosen) if chosen.startswith("/") else Path.home() / usual) / "r1mac"

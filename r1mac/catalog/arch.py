@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 _MAX_LAYERS = 10_000
 _EMBEDDING = "model.embed_tokens.weight"
@@ -16,8 +16,7 @@ _EMBEDDING = "model.embed_tokens.weight"
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "deepseek_v3")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupedQueryAttention:
+class GroupedQueryAttention(NamedTuple):
     """Keys and values of *kv_head_count* heads are cached."""
 
     head_count: int
@@ -30,8 +29,7 @@ class GroupedQueryAttention:
         return 2 * self.kv_head_count * self.head_dim
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatentAttention:
+class LatentAttention(NamedTuple):
     """DeepSeek's MLA: one latent and one rotary key are cached for all heads."""
 
     head_count: int
@@ -47,8 +45,7 @@ class LatentAttention:
         return self.kv_lora_rank + self.rope_head_dim
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertSpec:
+class ExpertSpec(NamedTuple):
     """The mixture of experts of the layers from *first_layer* on."""
 
     routed_count: int
@@ -59,8 +56,7 @@ class ExpertSpec:
     layer_stride: int
 
 
-@dataclass(frozen=True, slots=True)
-class TensorShape:
+class TensorShape(NamedTuple):
     """One tensor of the MLX model.
 
     Attributes:

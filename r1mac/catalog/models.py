@@ -5,14 +5,13 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from r1mac import paths
 from r1mac.catalog.arch import ArchSpec, parse_arch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PackagedFile:
+class PackagedFile(NamedTuple):
     """A model file inside an installed Python package, found through its metadata and never imported."""
 
     package: str

@@ -2,16 +2,15 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from r1mac.machine.base import HardwareProfile, Machine
 from r1mac.machine.disk import free_disk_bytes
 from r1mac.units import GIB, KIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
+class Memory(NamedTuple):
     """A computer's memory, all of it and what is free or can be freed at once."""
 
     total_bytes: int

@@ -1,6 +1,5 @@
 """What a model's name means."""
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,6 +57,8 @@ def resolve(name: str, settings: Settings) -> Target:
     if spec := find(name):
         return _catalog_target(spec, settings.bits or spec.default_bits)
     if path.is_file():
+        import shlex
+
         raise UnknownModel(
             f"{name} is a file, and a model to run is a folder",
             hint=f"make one with `r1mac convert {shlex.quote(name)} -o {shlex.quote(path.stem)} --bits 4`",
