@@ -16,7 +16,7 @@ demo: $(VENV)/.run
 	$(WITH_BLAS) $(BIN)/r1mac run demo "$(PROMPT)"
 
 test: $(VENV)/.test
-	$(WITH_BLAS) $(BIN)/python -m pytest
+	$(WITH_BLAS) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.test
 	sh scripts/check
