@@ -34,6 +34,10 @@ from r1mac.units import format_size
 if TYPE_CHECKING:
     from pathlib import Path  # 4 ms of a start that needs no path
 
+# Hints that several places give.
+FREE_SOME_SPACE = "free some space (`r1mac list` shows the models, `r1mac rm MODEL` deletes one)"
+PUT_MODELS_ELSEWHERE = "or put models elsewhere with R1MAC_MODELS_DIR"
+
 
 class R1MacError(Exception):
     """What went wrong in one sentence with its numbers, and what would help this user.
@@ -134,12 +138,11 @@ def writing_to(path: "Path", *, needed_bytes: int | None = None) -> Iterator[Non
             need = f" ({format_size(needed_bytes)} in all are needed)" if needed_bytes else ""
             raise DiskFull(
                 f"no room left while writing to {path}{need}: {error.strerror}",
-                hint="free some space (`r1mac list` shows the models, `r1mac rm MODEL` deletes one), "
-                "or put models elsewhere with R1MAC_MODELS_DIR",
+                hint=f"{FREE_SOME_SPACE}, {PUT_MODELS_ELSEWHERE}",
             ) from error
         if error.errno in _NO_WRITING:
             raise NotWritable(
                 f"cannot write to {path}: {error.strerror}",
-                hint="make that folder writable, or put models elsewhere with R1MAC_MODELS_DIR",
+                hint=f"make that folder writable, {PUT_MODELS_ELSEWHERE}",
             ) from error
         raise

@@ -81,11 +81,12 @@ def plan_layout(source: Source, recipe: Recipe) -> ModelLayout:
     keeps_type = getattr(model, "cast_predicate", lambda _name: True)
     modules = {name for name, module in model.named_modules() if hasattr(module, "to_quantized")}
     available = source.shapes()
-    _check_names(source, parameters, available)
     expert_count = int(source.config.get("n_routed_experts") or 0)
+    sourcings = {name: sourcing_of(name, available, expert_count=expert_count) for name in parameters}
+    _check_names(source, sourcings, available)
     tensors, unquantized = [], []
     for name, parameter in parameters.items():
-        sourcing = sourcing_of(name, available, expert_count=expert_count)
+        sourcing = sourcings[name]
         is_matrix = name.removesuffix(".weight") in modules and name.endswith(".weight")
         divides = parameter.shape[-1] % recipe.default.group_size == 0
         if is_matrix and recipe.quantizes and not divides:
@@ -137,15 +138,12 @@ def _output_type(source: Source, recipe: Recipe, sourcing: Sourcing, *, cast: bo
     return own if own in _STORED_TYPES else mx.float32
 
 
-def _check_names(source: Source, parameters: Mapping[str, Any], available: Mapping[str, Any]) -> None:
-    experts = int(source.config.get("n_routed_experts") or 0)
-    wanted = {
-        name for parameter in parameters for name in sourcing_of(parameter, available, expert_count=experts).names
-    }
+def _check_names(source: Source, sourcings: Mapping[str, Sourcing], available: Mapping[str, Any]) -> None:
+    wanted = {name for sourcing in sourcings.values() for name in sourcing.names}
     unused = unused_names(
         list(available),
         layer_count=source.config["num_hidden_layers"],
-        tied_embeddings="lm_head.weight" not in parameters,
+        tied_embeddings="lm_head.weight" not in sourcings,
     )
     if missing := sorted(wanted - available.keys()):
         raise BadCheckpoint(

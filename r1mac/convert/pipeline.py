@@ -14,7 +14,7 @@ from r1mac.convert.names import Sourcing
 from r1mac.convert.recipe import Recipe
 from r1mac.convert.sources import Source
 from r1mac.convert.writer import ShardWriter
-from r1mac.errors import BadCheckpoint, DiskFull, writing_to
+from r1mac.errors import FREE_SOME_SPACE, BadCheckpoint, DiskFull, writing_to
 from r1mac.units import format_size
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def convert(
         raise DiskFull(
             f"the converted model needs {format_size(needed_bytes)} on the disk of {into.parent}, which has "
             f"{format_size(free_disk_bytes)} free",
-            hint="free some space (`r1mac list` shows the models, `r1mac rm MODEL` deletes one), or use fewer --bits",
+            hint=f"{FREE_SOME_SPACE}, or use fewer --bits",
         )
     source_bytes = {tensor.name: sum(map(source.size_bytes, tensor.sourcing.names)) for tensor in layout.tensors}
     total_bytes, done_bytes = sum(source_bytes.values()), 0

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from r1mac.errors import DiskFull, DownloadFailed, writing_to
+from r1mac.errors import FREE_SOME_SPACE, PUT_MODELS_ELSEWHERE, DiskFull, DownloadFailed, writing_to
 from r1mac.hub.manifest import fsync_folder
 from r1mac.hub.remote import GO_ON_HINT
 from r1mac.hub.repository import RepoFile, RepoListing, fetch_config, list_files, select_files
@@ -114,8 +114,7 @@ class _Job:
             raise DiskFull(
                 f"{self.listing.repo} needs {format_size(needed_bytes)} more on the disk of {self.into.parent}, "
                 f"which has {format_size(free_bytes)} free",
-                hint="free some space (`r1mac list` shows the models, `r1mac rm MODEL` deletes one), "
-                "or put models elsewhere with R1MAC_MODELS_DIR",
+                hint=f"{FREE_SOME_SPACE}, {PUT_MODELS_ELSEWHERE}",
             )
 
     def run(self) -> Iterator[DownloadEvent]:

@@ -99,7 +99,6 @@ def _convert_into_store(
 ) -> Generator[PrepareEvent, None, Path]:
     from r1mac.convert.recipe import plain
     from r1mac.convert.sources import open_source
-    from r1mac.hub.manifest import describe, write_manifest
 
     assert target.store_name is not None
     assert target.bits is not None
@@ -112,25 +111,23 @@ def _convert_into_store(
         if (made := find_stored(target, settings)) is not None:
             return made.path
         group_size = target.spec.default_group_size if target.spec else 64
-        source = open_source(source_path)
-        recipe = plain(bits=target.bits, group_size=group_size)
-        free_bytes = machine.free_disk_bytes(folder)
-        yield from _convert_events(source, recipe, folder, title=target.title, free_disk_bytes=free_bytes)
-        write_manifest(folder, describe(folder, source=source.description, revision=None, bits=target.bits))
+        source, recipe = open_source(source_path), plain(bits=target.bits, group_size=group_size)
+        yield from _convert_into(folder, source, recipe, machine, title=target.title)
     return store.folder(target.store_name)
 
 
-def _convert_events(
-    source: "Source", recipe: "Recipe", into: Path, *, title: str, free_disk_bytes: int
+def _convert_into(
+    folder: Path, source: "Source", recipe: "Recipe", machine: Machine, *, title: str
 ) -> Iterator[PrepareEvent]:
-    """Convert *source* into the empty folder *into*.
+    """Convert *source* into the empty *folder*, and mark it as a model.
 
     Raises:
         BadCheckpoint, BadRecipe, DiskFull, NotWritable: as ``convert.pipeline.convert`` does.
     """
     from r1mac.convert.pipeline import ConversionStarted, TensorWritten, convert
+    from r1mac.hub.manifest import describe, write_manifest
 
-    for event in convert(source, recipe, into, free_disk_bytes=free_disk_bytes):
+    for event in convert(source, recipe, folder, free_disk_bytes=machine.free_disk_bytes(folder)):
         match event:
             case ConversionStarted(unquantized_names=names) if names:
                 yield Note(
@@ -139,6 +136,7 @@ def _convert_events(
                 )
             case TensorWritten():
                 yield Progress(task="convert", title=title, done=event.done_bytes, total=event.total_bytes)
+    write_manifest(folder, describe(folder, source=source.description, revision=None, bits=recipe.default.bits))
 
 
 def _source_files(
@@ -196,16 +194,13 @@ def convert_to_folder(
         BadCheckpoint, BadRecipe, DiskFull, NotWritable: as the converter does.
     """
     from r1mac.convert.sources import open_source
-    from r1mac.hub.manifest import describe, write_manifest
     from r1mac.hub.store import building
 
     source_path, output = paths.expanded(source_path), paths.expanded(output).absolute()
     source = open_source(source_path)
     _check_output(output, source_path.resolve(), replace=replace)
     with building(output, on_wait=on_wait) as folder:
-        free_bytes = machine.free_disk_bytes(output.parent)
-        yield from _convert_events(source, recipe, folder, title=source_path.name, free_disk_bytes=free_bytes)
-        write_manifest(folder, describe(folder, source=source.description, revision=None, bits=recipe.default.bits))
+        yield from _convert_into(folder, source, recipe, machine, title=source_path.name)
     return output
 
 
