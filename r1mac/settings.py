@@ -10,7 +10,7 @@ from typing import Any
 from r1mac import paths
 from r1mac.errors import BadSettings
 
-CHOICES: dict[str, tuple[int, ...]] = {"bits": (2, 3, 4, 6, 8, 16)}
+CHOICES: dict[str, tuple[int, ...]] = {"bits": (2, 3, 4, 6, 8, 16), "kv_bits": (16, 8, 4)}
 RANGES: dict[str, tuple[float, float]] = {
     "context_tokens": (256, 2**31),
     "max_tokens": (1, 2**31),
@@ -25,6 +25,7 @@ class Settings:
 
     Attributes:
         bits: width of the weights to fetch or to convert to; 16 is unquantised.
+        kv_bits: width of the KV cache's values; 16 is the type that the model computes in.
         context_tokens: longest conversation to plan memory for.
         max_tokens: longest answer, thought included.
         temperature: 0 is greedy.
@@ -34,6 +35,7 @@ class Settings:
     """
 
     bits: int | None = None
+    kv_bits: int | None = None
     context_tokens: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
@@ -60,12 +62,18 @@ def load(environ: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
         if (value := environ.get(f"R1MAC_{name.upper()}")) is not None
     }
     settings = _apply(settings, variables)
-    said = {name: (value, f"--{name.removesuffix('_tokens')}") for name, value in flags.items() if value is not None}
+    said = {name: (value, _flag(name)) for name, value in flags.items() if value is not None}
     return replace(_apply(settings, said), said=frozenset(said))
+
+
+def _flag(name: str) -> str:
+    """Return the option that says *name* on the command line."""
+    return "--context" if name == "context_tokens" else "--" + name.replace("_", "-")
 
 
 _KINDS: dict[str, type] = {
     "bits": int,
+    "kv_bits": int,
     "context_tokens": int,
     "max_tokens": int,
     "temperature": float,

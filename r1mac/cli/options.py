@@ -10,6 +10,12 @@ bits = click.option(
     callback=lambda _ctx, _param, value: int(value) if value is not None else None,
     help="Width of the weights; 16 is unquantised.  [default: 4, or what the model needs]",
 )
+kv_bits = click.option(
+    "--kv-bits",
+    type=click.Choice([str(width) for width in CHOICES["kv_bits"]]),
+    callback=lambda _ctx, _param, value: int(value) if value is not None else None,
+    help="Width of the KV cache; 8 takes little more than half the memory of 16.  [default: 16]",
+)
 context = click.option(
     "--context",
     "context_tokens",

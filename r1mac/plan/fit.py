@@ -28,6 +28,7 @@ class MemoryPlan:
     Attributes:
         weight_bytes: the weights in the type that they are computed in.
         kv_cache_bytes: the cache when the context is full.
+        kv_bits: width of the cache's values; 16 is the type that the model computes in.
         prefill_scratch_bytes: the most that reading the prompt holds beside both.
         reserve_bytes: what is left free of the limit.
         limit_bytes: the machine's wired limit, or its memory where there is none.
@@ -37,6 +38,7 @@ class MemoryPlan:
     weight_bytes: int
     kv_bytes_per_token: int
     kv_cache_bytes: int
+    kv_bits: int
     context_tokens: int
     prefill_step_tokens: int
     prefill_scratch_bytes: int
@@ -62,16 +64,24 @@ class MemoryPlan:
 
 
 def fit(
-    arch: ArchSpec, hardware: HardwareProfile, *, stored_bytes: int, context_tokens: int | None = None
+    arch: ArchSpec,
+    hardware: HardwareProfile,
+    *,
+    stored_bytes: int,
+    context_tokens: int | None = None,
+    kv_bits: int = 16,
+    scratch_factor: float = 1.0,
 ) -> MemoryPlan:
     """Plan the memory of a model whose weights take *stored_bytes* on disk.
 
     Without *context_tokens* the context is DEFAULT_CONTEXT_TOKENS, or as much as the model knows and the
-    memory holds. The prefill step is the longest that fits. The plan is returned also where it does not fit.
+    memory holds. The prefill step is the longest that fits. *scratch_factor* is what this computer's first runs
+    showed beside the formula's prefill scratch. The plan is returned also where it does not fit.
     """
     compute = choose_compute(arch, hardware)
     reserve = hardware.wired_limit_bytes // _RESERVE_SHARE
-    needs = _ContextNeeds(arch, hardware, value_bytes=2 if compute is Compute.AS_STORED else 4)
+    value_bytes = 2 if compute is Compute.AS_STORED else 4
+    needs = _ContextNeeds(arch, hardware, value_bytes=value_bytes, kv_bits=kv_bits, scratch_factor=scratch_factor)
 
     def room(compute: Compute) -> int:
         return hardware.wired_limit_bytes - reserve - loaded_weight_bytes(arch, stored_bytes, compute)
@@ -86,8 +96,9 @@ def fit(
     step = needs.longest_step(context, room(compute))
     return MemoryPlan(
         weight_bytes=loaded_weight_bytes(arch, stored_bytes, compute),
-        kv_bytes_per_token=kv_bytes_per_token(arch, value_bytes=needs.value_bytes),
-        kv_cache_bytes=kv_cache_bytes(arch, context, value_bytes=needs.value_bytes),
+        kv_bytes_per_token=kv_bytes_per_token(arch, value_bytes=value_bytes, kv_bits=kv_bits),
+        kv_cache_bytes=needs.cache_bytes(context),
+        kv_bits=kv_bits,
         context_tokens=context,
         prefill_step_tokens=step,
         prefill_scratch_bytes=needs.scratch_bytes(context, step),
@@ -131,25 +142,33 @@ def require_fit(plan: MemoryPlan, arch: ArchSpec, *, title: str, alternative: st
 class _ContextNeeds:
     """The terms of a plan that grow with the context."""
 
-    def __init__(self, arch: ArchSpec, hardware: HardwareProfile, *, value_bytes: int) -> None:
+    def __init__(
+        self, arch: ArchSpec, hardware: HardwareProfile, *, value_bytes: int, kv_bits: int, scratch_factor: float
+    ) -> None:
         self._arch = arch
         self._fused = hardware.fused_attention
         self._steps = _PREFILL_STEPS if hardware.system == "macos" else _CPU_PREFILL_STEPS
-        self.value_bytes = value_bytes
+        self._value_bytes = value_bytes
+        self._kv_bits = kv_bits
+        self._scratch_factor = scratch_factor
+
+    def cache_bytes(self, context_tokens: int) -> int:
+        return kv_cache_bytes(self._arch, context_tokens, value_bytes=self._value_bytes, kv_bits=self._kv_bits)
 
     def scratch_bytes(self, context_tokens: int, step_tokens: int) -> int:
-        return prefill_scratch_bytes(
+        scratch = prefill_scratch_bytes(
             self._arch,
             step_tokens=step_tokens,
             context_tokens=context_tokens,
             fused_attention=self._fused,
-            value_bytes=self.value_bytes,
+            value_bytes=self._value_bytes,
         )
+        return round(self._scratch_factor * scratch)
 
     def fit_into(self, room_bytes: int, context_tokens: int, step_tokens: int | None = None) -> bool:
         """Tell whether cache and scratch fit, with the shortest step if none is said."""
-        cache = kv_cache_bytes(self._arch, context_tokens, value_bytes=self.value_bytes)
-        return cache + self.scratch_bytes(context_tokens, step_tokens or self._steps[-1]) <= room_bytes
+        scratch = self.scratch_bytes(context_tokens, step_tokens or self._steps[-1])
+        return self.cache_bytes(context_tokens) + scratch <= room_bytes
 
     def longest_step(self, context_tokens: int, room_bytes: int) -> int:
         """Return the longest prefill step that fits, or the shortest there is."""

@@ -1,16 +1,17 @@
 """Memory formulas. Each multiplies shape facts; none asks for a model's name."""
 
-from dataclasses import dataclass
 from math import ceil
+from typing import NamedTuple
 
 from r1mac.catalog.arch import ArchSpec, GroupedQueryAttention, LatentAttention
 
 # mlx-lm grows its caches in blocks of this many tokens.
 _CACHE_BLOCK_TOKENS = 256
+# Every cached vector of the family (64, 128 and 512 values) is whole groups of 64.
+_KV_GROUP_SIZES = (64, 32)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quantization:
+class Quantization(NamedTuple):
     """MLX's affine format: *bits* a value, and a 16-bit scale and bias for each group."""
 
     bits: int
@@ -48,22 +49,53 @@ def weight_bytes(arch: ArchSpec, quantization: Quantization) -> int:
     return total
 
 
-def kv_bytes_per_token(arch: ArchSpec, *, value_bytes: int = 2) -> int:
+def kv_group_size(length: int) -> int | None:
+    """Return how many values of a cached vector of *length* share a scale; None if it is not quantised."""
+    return next((size for size in _KV_GROUP_SIZES if length % size == 0), None)
+
+
+def kv_bytes_per_token(arch: ArchSpec, *, value_bytes: int = 2, kv_bits: int = 16) -> int:
     """Return what one more token of context costs over all layers.
 
-    The cache holds ``[layers, tokens, cached_values_per_token]`` values of *value_bytes* each.
+    The cache holds ``[layers, tokens, cached_values_per_token]`` values of *value_bytes* each, or codes of
+    *kv_bits* with a scale and a bias of *value_bytes* for each group.
     """
-    return value_bytes * arch.layer_count * arch.attention.cached_values_per_token
+    vectors = _cached_vectors(arch.attention)
+    return arch.layer_count * sum(
+        count * _cached_vector_bytes(length, value_bytes, kv_bits) for count, length in vectors
+    )
 
 
-def kv_cache_bytes(arch: ArchSpec, context_tokens: int, *, value_bytes: int = 2) -> int:
+def kv_cache_bytes(arch: ArchSpec, context_tokens: int, *, value_bytes: int = 2, kv_bits: int = 16) -> int:
     """Return the cache's size at *context_tokens*, in the whole blocks in which it grows."""
     blocks = ceil(context_tokens / _CACHE_BLOCK_TOKENS)
-    return kv_bytes_per_token(arch, value_bytes=value_bytes) * blocks * _CACHE_BLOCK_TOKENS
+    return kv_bytes_per_token(arch, value_bytes=value_bytes, kv_bits=kv_bits) * blocks * _CACHE_BLOCK_TOKENS
+
+
+def _cached_vectors(attention: GroupedQueryAttention | LatentAttention) -> tuple[tuple[int, int], ...]:
+    """Return how many vectors of which length one token adds to a layer's cache."""
+    match attention:
+        case LatentAttention():
+            return ((1, attention.kv_lora_rank), (1, attention.rope_head_dim))
+        case GroupedQueryAttention():
+            return ((2 * attention.kv_head_count, attention.head_dim),)
+
+
+def _cached_vector_bytes(length: int, value_bytes: int, kv_bits: int) -> int:
+    group_size = kv_group_size(length)
+    if kv_bits == 16 or group_size is None:  # noqa: PLR2004
+        return value_bytes * length
+    return length * kv_bits // 8 + 2 * value_bytes * (length // group_size)
 
 
 def prefill_scratch_bytes(
-    arch: ArchSpec, *, step_tokens: int, context_tokens: int, fused_attention: bool, value_bytes: int = 2
+    arch: ArchSpec,
+    *,
+    step_tokens: int,
+    context_tokens: int,
+    fused_attention: bool,
+    value_bytes: int = 2,
+    kv_bits: int = 16,  # noqa: ARG001
 ) -> int:
     """Return the most that one prefill step holds beside weights and cache, in values of *value_bytes*.
 

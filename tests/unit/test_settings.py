@@ -10,6 +10,7 @@ from r1mac.errors import BadSettings
 # One value of each setting for each place that can say it; all differ.
 VALUES = {
     "bits": (3, 6, 8),
+    "kv_bits": (4, 8, 16),
     "context_tokens": (4096, 8192, 16384),
     "max_tokens": (100, 200, 300),
     "temperature": (0.1, 0.2, 0.3),

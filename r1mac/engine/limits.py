@@ -1,0 +1,72 @@
+"""MLX's own three limits, set once per process from the plan, in the order in which MLX wants them."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from r1mac.plan.fit import MemoryPlan
+from r1mac.units import GIB, MIB
+
+# Beside weights and cache, what one step makes has to stay wired too.
+_WIRED_MARGIN_BYTES = 8 * GIB
+# Freed buffers that are kept save an allocation for every operation; this much always pays.
+_LEAST_CACHE_BYTES = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MLXLimits:
+    """What MLX may hold.
+
+    Attributes:
+        memory_bytes: above it MLX waits for running work before it allocates more; it is a guideline to MLX.
+        cache_bytes: freed buffers that MLX may keep for reuse.
+        wired_bytes: what the kernel must not compress or move; 0 wires nothing.
+    """
+
+    memory_bytes: int
+    cache_bytes: int
+    wired_bytes: int
+
+
+def choose_limits(plan: MemoryPlan, device_info: Mapping[str, Any]) -> MLXLimits | None:
+    """Return the limits that *plan* wants on a device; None where it states no working set, as a CPU does not.
+
+    Weights are wired when the plan takes half of the computer's memory or more: left alone, macOS compresses a
+    model of that size under pressure and decodes it tens of times slower. Small models are not wired, since a
+    driver fault that panics the kernel was only ever seen with wired sets. Nothing exceeds the working set: MLX
+    refuses that.
+    """
+    working_set_bytes = int(device_info.get("max_recommended_working_set_size", 0))
+    if working_set_bytes <= 0:
+        return None
+    held_bytes = plan.weight_bytes + plan.kv_cache_bytes
+    large = 2 * plan.total_bytes >= int(device_info.get("memory_size", working_set_bytes))
+    return MLXLimits(
+        memory_bytes=working_set_bytes,
+        cache_bytes=max(_LEAST_CACHE_BYTES, min(plan.budget_bytes, working_set_bytes) - held_bytes),
+        wired_bytes=min(working_set_bytes, held_bytes + _WIRED_MARGIN_BYTES) if large else 0,
+    )
+
+
+@contextlib.contextmanager
+def limited(plan: MemoryPlan) -> Iterator[MLXLimits | None]:
+    """Set MLX's limits for this process, once and before a model is loaded; put the former ones back at the end."""
+    limits = choose_limits(plan, mx.device_info())
+    if limits is None:
+        yield None
+        return
+    former_memory = mx.set_memory_limit(limits.memory_bytes)
+    former_cache = mx.set_cache_limit(limits.cache_bytes)
+    former_wired = mx.set_wired_limit(limits.wired_bytes) if limits.wired_bytes else None
+    try:
+        yield limits
+    finally:
+        # Nothing may still be computing when the wired set changes.
+        mx.synchronize()
+        if former_wired is not None:
+            mx.set_wired_limit(former_wired)
+        mx.set_cache_limit(former_cache)
+        mx.set_memory_limit(former_memory)

@@ -1,0 +1,115 @@
+"""MLX's own limits: what the plan wants, in which order they are set, and that they are put back."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from r1mac.catalog.models import find
+from r1mac.engine import limits
+from r1mac.machine.fake import M2_ULTRA_192, M4_16, M4_MAX_128
+from r1mac.plan.fit import fit
+from r1mac.plan.memory import Quantization, weight_bytes
+from r1mac.units import GIB
+
+
+def plan_of(name, hardware, **wishes):
+    spec = find(name)
+    assert spec is not None
+    return fit(spec.arch, hardware, stored_bytes=weight_bytes(spec.arch, Quantization(bits=4)), **wishes)
+
+
+def device(hardware):
+    return {
+        "max_recommended_working_set_size": hardware.wired_limit_bytes,
+        "memory_size": hardware.memory_bytes,
+        "device_name": hardware.chip,
+    }
+
+
+def test_a_model_of_half_the_memory_is_wired_with_its_cache():
+    large = plan_of("70b", M4_MAX_128, context_tokens=131072)
+    chosen = limits.choose_limits(large, device(M4_MAX_128))
+    assert chosen is not None
+    assert chosen.wired_bytes == large.weight_bytes + large.kv_cache_bytes + 8 * GIB
+    assert chosen.memory_bytes == M4_MAX_128.wired_limit_bytes
+
+
+def test_a_small_model_wires_nothing():
+    chosen = limits.choose_limits(plan_of("8b", M2_ULTRA_192), device(M2_ULTRA_192))
+    assert chosen is not None
+    assert chosen.wired_bytes == 0
+
+
+def test_nothing_exceeds_the_working_set_and_kept_buffers_stay_within_the_plan():
+    plan = plan_of("32b", M4_16)  # does not fit: someone forced it
+    chosen = limits.choose_limits(plan, device(M4_16))
+    assert chosen is not None
+    assert chosen.wired_bytes == M4_16.wired_limit_bytes
+    assert 0 < chosen.cache_bytes <= GIB
+    roomy = plan_of("8b", M2_ULTRA_192)
+    kept = limits.choose_limits(roomy, device(M2_ULTRA_192))
+    assert kept is not None
+    assert kept.cache_bytes + roomy.weight_bytes + roomy.kv_cache_bytes <= roomy.budget_bytes
+
+
+class RecordingMLX(SimpleNamespace):
+    """MLX's limits of a Mac: remembers calls, answers with the former value, refuses what Metal refuses."""
+
+    def __init__(self, info):
+        super().__init__(calls=[], values={"memory": 100, "cache": 90, "wired": 0}, info=info)
+
+    def device_info(self):
+        return self.info
+
+    def synchronize(self):
+        self.calls.append("synchronize")
+
+    def _set(self, name, value):
+        if name == "wired" and value > self.info["max_recommended_working_set_size"]:
+            raise ValueError("[metal::set_wired_limit] larger than the maximum working set size")
+        former, self.values[name] = self.values[name], value
+        self.calls.append(name)
+        return former
+
+    def set_memory_limit(self, value):
+        return self._set("memory", value)
+
+    def set_cache_limit(self, value):
+        return self._set("cache", value)
+
+    def set_wired_limit(self, value):
+        return self._set("wired", value)
+
+
+@pytest.fixture
+def recording(monkeypatch):
+    def pretend(info):
+        fake = RecordingMLX(info)
+        monkeypatch.setattr(limits, "mx", fake)
+        return fake
+
+    return pretend
+
+
+def test_limits_are_set_in_order_and_put_back_when_an_answer_fails(recording):
+    mlx = recording(device(M4_MAX_128))
+    block = limits.limited(plan_of("70b", M4_MAX_128, context_tokens=131072))
+    block.__enter__()
+    assert mlx.calls == ["memory", "cache", "wired"]
+    assert mlx.values["wired"] > 0
+    assert not block.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert mlx.values == {"memory": 100, "cache": 90, "wired": 0}
+    assert mlx.calls == ["memory", "cache", "wired", "synchronize", "wired", "cache", "memory"]
+
+
+def test_a_device_without_a_working_set_is_left_alone(recording):
+    mlx = recording({"device_name": "AMD EPYC", "architecture": "x86_64"})
+    with limits.limited(plan_of("70b", M4_MAX_128)) as chosen:
+        assert chosen is None
+    assert mlx.calls == []
+
+
+def test_this_computer_answers_device_info():
+    """The real library is asked once: the name that r1mac takes exists, and a CPU is left alone or a GPU is limited."""
+    with limits.limited(plan_of("8b", M2_ULTRA_192)) as chosen:
+        assert chosen is None or chosen.memory_bytes > 0
