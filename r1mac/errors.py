@@ -91,10 +91,22 @@ class UnsupportedMachine(R1MacError):
     exit_code = 8
 
 
+class NeedsAdmin(R1MacError):
+    """Root is needed, and was not to be had."""
+
+    exit_code = 9
+
+
 class DiskFull(R1MacError):
     """There is not enough room on the disk."""
 
     exit_code = 11
+
+
+class ChecksFailed(R1MacError):
+    """The doctor found something broken."""
+
+    exit_code = 12
 
 
 class AccessDenied(R1MacError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mlx import nn
-from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+from mlx_lm.models.cache import create_attention_mask
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.utils import _get_classes, load_model
@@ -18,11 +18,9 @@ __all__ = [
     "QuantizedMultiLinear",
     "QuantizedSwitchLinear",
     "SwitchLinear",
-    "can_trim_prompt_cache",
+    "create_attention_mask",
     "load_lazily",
-    "make_prompt_cache",
     "model_skeleton",
-    "trim_prompt_cache",
 ]
 
 

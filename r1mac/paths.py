@@ -25,12 +25,33 @@ def history_file(environ: Mapping[str, str] = os.environ) -> Path:
     return _home(environ, "data") / "chat-history"
 
 
+def measured_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the path of what this computer's own runs showed, which need not exist."""
+    return _home(environ, "data") / "measured.json"
+
+
+def runs_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of the records that runs leave when they do not end in order, which need not exist."""
+    return _home(environ, "data") / "runs"
+
+
 def occupancy_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder in which r1mac's processes tell each other what they hold, one for the whole computer."""
     if home := environ.get("R1MAC_HOME"):
         return expanded(Path(home)) / "running"
     shared = Path("/Users/Shared")  # what macOS has for all users; unlike /tmp it is not tidied
     return (shared if shared.is_dir() else Path("/tmp")) / "r1mac-running"  # noqa: S108 - files are opened O_NOFOLLOW
+
+
+def tuning_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the path of the record of what ``r1mac tune`` changed, which need not exist."""
+    return _home(environ, "data") / "tuning.json"
+
+
+def script(name: str) -> Path:
+    """Return a shell script of r1mac: in an installed package beside its modules, in a checkout below scripts/."""
+    installed = shipped("_shipped", "scripts", name)
+    return installed if installed.is_file() else Path(__file__).parent.parent / "scripts" / name
 
 
 def shipped(*parts: str) -> Path:

@@ -1,4 +1,7 @@
-"""What the user prefers: defaults < config.toml < ``R1MAC_*`` variables < flags, as one frozen object."""
+"""What the user prefers, as one frozen object.
+
+Defaults < config.toml < its table for one model < ``R1MAC_*`` variables < flags.
+"""
 
 import math
 import os
@@ -13,6 +16,7 @@ from r1mac.errors import BadSettings
 CHOICES: dict[str, tuple[int, ...]] = {"bits": (2, 3, 4, 6, 8, 16), "kv_bits": (16, 8, 4)}
 RANGES: dict[str, tuple[float, float]] = {
     "context_tokens": (256, 2**31),
+    "prefill_step_tokens": (1, 2**16),
     "max_tokens": (1, 2**31),
     "temperature": (0, 2),
     "top_p": (0.001, 1),
@@ -27,21 +31,32 @@ class Settings:
         bits: width of the weights to fetch or to convert to; 16 is unquantised.
         kv_bits: width of the KV cache's values; 16 is the type that the model computes in.
         context_tokens: longest conversation to plan memory for.
+        prefill_step_tokens: most of a prompt to read at once.
         max_tokens: longest answer, thought included.
         temperature: 0 is greedy.
         top_p: nucleus of the sampler.
         models_dir: the model store.
         said: the names that the command line gave, which bind more than a preference does.
+        firm: the names that the command line or a variable gave, which hold for every model.
+        models: what config.toml says for one model alone, such as ``[models."r1-distill-70b"]``.
     """
 
     bits: int | None = None
     kv_bits: int | None = None
     context_tokens: int | None = None
+    prefill_step_tokens: int | None = None
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     models_dir: Path = field(default_factory=paths.models_dir)
     said: frozenset[str] = frozenset()
+    firm: frozenset[str] = frozenset()
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def for_model(self, name: str) -> "Settings":
+        """Return the settings of the model *name*, its key in the catalog or its name in the store."""
+        own = {key: value for key, value in self.models.get(name, {}).items() if key not in self.firm}
+        return replace(self, **own)
 
 
 def load(environ: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
@@ -54,8 +69,8 @@ def load(environ: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
     Raises:
         BadSettings: an unknown name, or a value of the wrong type, and where it stands.
     """
-    settings = Settings(models_dir=paths.models_dir(environ))
-    settings = _apply(settings, _config_values(paths.config_file(environ)))
+    values, models = _config_values(paths.config_file(environ))
+    settings = _apply(Settings(models_dir=paths.models_dir(environ), models=models), values)
     variables = {
         name: (value, f"the environment variable R1MAC_{name.upper()}")
         for name in _KINDS
@@ -63,7 +78,7 @@ def load(environ: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
     }
     settings = _apply(settings, variables)
     said = {name: (value, _flag(name)) for name, value in flags.items() if value is not None}
-    return replace(_apply(settings, said), said=frozenset(said))
+    return replace(_apply(settings, said), said=frozenset(said), firm=frozenset(said) | frozenset(variables))
 
 
 def _flag(name: str) -> str:
@@ -75,25 +90,44 @@ _KINDS: dict[str, type] = {
     "bits": int,
     "kv_bits": int,
     "context_tokens": int,
+    "prefill_step_tokens": int,
     "max_tokens": int,
     "temperature": float,
     "top_p": float,
     "models_dir": Path,
 }
-assert set(_KINDS) == {item.name for item in fields(Settings)} - {"said"}
+assert set(_KINDS) == {item.name for item in fields(Settings)} - {"said", "firm", "models"}
 
 
-def _config_values(path: Path) -> dict[str, tuple[object, str]]:
-    """Return name to (value, where it stands) from config.toml; empty where there is none."""
+def _config_values(path: Path) -> tuple[dict[str, tuple[object, str]], dict[str, dict[str, Any]]]:
+    """Return name to (value, where it stands) from config.toml, and model to its own values; nothing without a file."""
     if not path.is_file():
-        return {}
+        return {}, {}
     import tomllib
 
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadSettings(f"{path} is not valid TOML: {error}", hint="correct that line, or delete the file") from error
-    return {name: (value, str(path)) for name, value in data.items()}
+    models = _model_values(data.pop("models", {}), path)
+    return {name: (value, str(path)) for name, value in data.items()}, models
+
+
+def _model_values(tables: object, path: Path) -> dict[str, dict[str, Any]]:
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise BadSettings(
+            f"models in {path} must be tables, one for each model",
+            hint='write [models."r1-distill-70b"], and its settings below',
+        )
+    found: dict[str, dict[str, Any]] = {}
+    for model, table in tables.items():
+        where = f"{path}, table [models.{model!r}],"
+        values = {name: (value, where) for name, value in table.items()}
+        if "models_dir" in values:
+            raise BadSettings(f"{where} has models_dir, which is one for all models", hint="put it above the tables")
+        settings = _apply(Settings(models_dir=path), values)
+        found[model] = {name: getattr(settings, name) for name in values}
+    return found
 
 
 def _apply(settings: Settings, values: Mapping[str, tuple[object, str]]) -> Settings:

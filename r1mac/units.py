@@ -27,6 +27,11 @@ def format_count(count: int) -> str:
     return str(count)
 
 
+def format_rate(per_s: float) -> str:
+    """Return a number a second without its unit, such as ``"7.4"`` or ``"213"``."""
+    return f"{per_s:.1f}" if round(per_s, 1) < 10 else f"{per_s:.0f}"  # noqa: PLR2004
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration as text, such as ``"0.4 s"``, ``"3 min 20 s"`` or ``"2 h 05 min"``."""
     if round(seconds, 1) < 60:  # noqa: PLR2004
@@ -36,6 +41,16 @@ def format_seconds(seconds: float) -> str:
         return f"{minutes} min {rest:02d} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min"
+
+
+def format_about(seconds: float) -> str:
+    """Return an estimated duration without more digits than it deserves: ``"55 s"``, ``"22 min"``, ``"1 h 50 min"``."""
+    if seconds < 99.5:  # noqa: PLR2004
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:  # noqa: PLR2004
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60 // 5 * 5:02d} min"
 
 
 def _scaled(count_bytes: int, scale: tuple[tuple[int, str], ...]) -> str:

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from r1mac import paths
 from r1mac.catalog.arch import ArchSpec, parse_arch
 
+# What R1 of January 2025 writes for a question of AIME, thought and answer together, by its makers' notes on 0528.
+TYPICAL_ANSWER_TOKENS = 12_000
+
 
 class PackagedFile(NamedTuple):
     """A model file inside an installed Python package, found through its metadata and never imported."""
@@ -32,6 +35,7 @@ class ModelSpec:
         source_format: ``bf16`` or ``fp8``.
         licence: names every licence that binds the user.
         mlx_repos: ready MLX repositories by bits, group size 64.
+        typical_answer_tokens: what it writes for a hard question, thought and answer together.
         packaged: the same model inside a Python package, if there is one.
     """
 
@@ -46,6 +50,7 @@ class ModelSpec:
     default_max_tokens: int
     default_bits: int = 4
     default_group_size: int = 64
+    typical_answer_tokens: int = TYPICAL_ANSWER_TOKENS
     mlx_repos: Mapping[int, str] = field(default_factory=dict)
     packaged: PackagedFile | None = None
 
@@ -119,7 +124,8 @@ def nearest_names(name: str) -> list[str]:
 
 
 _REQUIRED = {"title", "aliases", "source", "source_bytes", "source_format", "licence", "default_max_tokens", "config"}
-_OPTIONAL = {"default_bits", "default_group_size", "mlx", "package", "package_version", "package_file"}
+_OPTIONAL = {"default_bits", "default_group_size", "typical_answer_tokens", "mlx"}
+_OPTIONAL |= {"package", "package_version", "package_file"}
 
 
 def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
@@ -150,6 +156,7 @@ def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
         default_max_tokens=table["default_max_tokens"],
         default_bits=table.get("default_bits", 4),
         default_group_size=table.get("default_group_size", 64),
+        typical_answer_tokens=table.get("typical_answer_tokens", TYPICAL_ANSWER_TOKENS),
         mlx_repos=mlx_repos,
         packaged=_parse_packaged(table),
     )

@@ -14,7 +14,9 @@ from r1mac.errors import NotWritable, R1MacError
 # them; a test keeps both texts equal.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("r1mac.cli.run", "Run MODEL: answer PROMPT, or chat."),
-    "plan": ("r1mac.cli.plan", "Show what MODEL needs and whether it fits this machine."),
+    "plan": ("r1mac.cli.plan", "Show what MODEL needs, whether it fits, and how fast it would be."),
+    "tune": ("r1mac.cli.tune", "Show or set how much memory the GPU may use for MODEL."),
+    "doctor": ("r1mac.cli.doctor", "Look for what keeps r1mac from running well on this computer."),
     "pull": ("r1mac.cli.pull", "Fetch MODEL (and convert it, where no ready one exists)."),
     "list": ("r1mac.cli.list_models", "List the models on this disk."),
     "show": ("r1mac.cli.show", "Show the facts of MODEL: shape, sizes, licence."),

@@ -1,5 +1,6 @@
 """``r1mac run``."""
 
+import contextlib
 import os
 import stat
 import sys
@@ -14,7 +15,9 @@ from r1mac.settings import Settings
 
 if TYPE_CHECKING:
     from r1mac.engine.load import Engine
-    from r1mac.engine.request import GenerateRequest, Message
+    from r1mac.engine.request import GenerateRequest
+    from r1mac.machine.base import Machine
+    from r1mac.prepare.planning import Judgement
     from r1mac.prepare.target import Target
 
 
@@ -36,7 +39,9 @@ _SILENCE_SECONDS, _PATIENCE_SECONDS = 1.0, 15.0
 @click.option("--seed", type=int, help="Make the answer repeatable.")
 @options.context
 @options.bits
+@options.kv_bits
 @click.option("--no-think", is_flag=True, help="Ask for the answer at once, without a thought.")
+@click.option("--force", is_flag=True, help="Run also where the plan says that memory does not suffice.")
 @options.as_json
 @options.quiet
 def command(
@@ -49,7 +54,9 @@ def command(
     seed: int | None,
     context_tokens: int | None,
     bits: int | None,
+    kv_bits: int | None,
     no_think: bool,
+    force: bool,
     as_json: bool,
     quiet: bool,
 ) -> int:
@@ -65,13 +72,30 @@ def command(
     if text is None and as_json:
         raise click.UsageError("--json needs a PROMPT, or text from a pipe.")
     chosen = settings_module.load(
-        bits=bits, context_tokens=context_tokens, max_tokens=max_tokens, temperature=temperature, top_p=top_p
+        bits=bits,
+        kv_bits=kv_bits,
+        context_tokens=context_tokens,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
     )
-    target, engine = _prepare(model, chosen, as_json=as_json, quiet=quiet)
+    with contextlib.ExitStack() as held:
+        judgement, engine = _prepare(model, chosen, held, force=force, as_json=as_json, quiet=quiet)
+        request = _request(judgement, chosen, system=system, seed=seed, think=not no_think)
+        if text is None:
+            return _chat(engine, request, judgement, quiet=quiet)
+        return _answer(engine, request, judgement, text, as_json=as_json, quiet=quiet)
+
+
+def _request(
+    judgement: "Judgement", chosen: Settings, *, system: str | None, seed: int | None, think: bool
+) -> "GenerateRequest":
+    """Return what is asked each time, without the question."""
     from r1mac.engine.request import GenerateRequest, Message, Sampling
 
-    default_max_tokens = target.spec.default_max_tokens if target.spec else engine.context_tokens
-    request = GenerateRequest(
+    spec = judgement.wish.target.spec
+    default_max_tokens = spec.default_max_tokens if spec else judgement.plan.context_tokens
+    return GenerateRequest(
         messages=(Message("system", system),) if system else (),
         max_tokens=chosen.max_tokens or default_max_tokens,
         sampling=Sampling(
@@ -79,18 +103,16 @@ def command(
             top_p=0.95 if chosen.top_p is None else chosen.top_p,
             seed=seed,
         ),
-        think=not no_think,
+        think=think,
     )
-    if text is None:
-        return _chat(engine, request, title=target.title, quiet=quiet)
-    return _answer(engine, request, Message("user", text), as_json=as_json, quiet=quiet)
 
 
-def _prepare(model: str, chosen: Settings, *, as_json: bool, quiet: bool) -> "tuple[Target, Engine]":
-    """Find, plan, fetch and load MODEL, showing progress."""
+def _prepare(
+    model: str, chosen: Settings, held: contextlib.ExitStack, *, force: bool, as_json: bool, quiet: bool
+) -> "tuple[Judgement, Engine]":
+    """Find, plan, fetch and load MODEL, showing progress; what *held* holds ends with the run."""
     from r1mac.prepare.files import ensure_files
-    from r1mac.prepare.loading import load
-    from r1mac.prepare.planning import check_fit
+    from r1mac.prepare.loading import load, memory_held
     from r1mac.prepare.target import described, resolve
     from r1mac.ui import console
     from r1mac.ui.progress import ProgressDisplay
@@ -99,38 +121,67 @@ def _prepare(model: str, chosen: Settings, *, as_json: bool, quiet: bool) -> "tu
     target = resolve(model, chosen)
     if target.spec is not None and not quiet and not as_json:
         console.note(f"{described(target)} ({target.spec.licence})")
-    plan = check_fit(target, chosen, machine)
+    judgement = _judged(target, chosen, machine, force=force)
     with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
         folder = display.run(ensure_files(target, chosen, machine, on_wait=display.wait))
-        engine = display.run(load(target, plan, folder))
-    return target, engine
+        held.enter_context(memory_held(target, judgement.plan, force=force))
+        engine = display.run(load(target, judgement.plan, folder))
+    return judgement, engine
 
 
-def _answer(engine: "Engine", request: "GenerateRequest", message: "Message", *, as_json: bool, quiet: bool) -> int:
+def _judged(target: "Target", chosen: Settings, machine: "Machine", *, force: bool) -> "Judgement":
+    """Return the judgement to run by.
+
+    Raises:
+        DoesNotFit: it cannot be run here.
+    """
+    from r1mac.prepare.planning import judge
+    from r1mac.ui import console
+    from r1mac.units import format_memory
+
+    judgement = judge(target, chosen, machine.profile())
+    plan = judgement.plan
+    if force and plan.context_tokens <= judgement.wish.arch.max_context_tokens:
+        if not plan.fits:
+            short = format_memory(plan.total_bytes - plan.budget_bytes)
+            console.note(f"this needs {short} more than this machine should give; going on, as --force says")
+        return judgement
+    judgement.require()
+    return judgement
+
+
+def _answer(
+    engine: "Engine", request: "GenerateRequest", judgement: "Judgement", text: str, *, as_json: bool, quiet: bool
+) -> int:
     """Answer one message and return the exit code."""
     from dataclasses import replace
 
     from r1mac.engine.control import Control
+    from r1mac.engine.request import Message
+    from r1mac.prepare.measured import remember
     from r1mac.ui import interrupt, stream
 
     control = Control()
     with interrupt.stops(control):
-        request = replace(request, messages=(*request.messages, message))
+        request = replace(request, messages=(*request.messages, Message("user", text)))
         _, finished = stream.show(engine.session().generate(request, control), quiet=quiet, as_json=as_json)
+    remember(judgement, finished.stats)
     return 130 if finished.reason == "cancelled" else 0
 
 
-def _chat(engine: "Engine", request: "GenerateRequest", *, title: str, quiet: bool) -> int:
+def _chat(engine: "Engine", request: "GenerateRequest", judgement: "Judgement", *, quiet: bool) -> int:
     from dataclasses import replace
 
+    from r1mac.prepare.measured import remember
     from r1mac.ui.chat import Chat
 
     chat = Chat(
         session=engine.session(),
         make_request=lambda messages: replace(request, messages=messages),
         opening=request.messages,
-        title=title,
+        title=judgement.wish.target.title,
         quiet=quiet,
+        on_finished=lambda finished: remember(judgement, finished.stats),
     )
     chat.run()
     return 0

@@ -25,7 +25,12 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationStats:
-    """Counts and times of one request. A rate of zero time is None."""
+    """Counts and times of one request. A rate of zero time is None.
+
+    Attributes:
+        prefill_peak_bytes: the most memory that MLX held until the prompt was read.
+        peak_bytes: the most that it held at all.
+    """
 
     prompt_tokens: int
     cached_tokens: int
@@ -33,6 +38,7 @@ class GenerationStats:
     think_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    prefill_peak_bytes: int
     peak_bytes: int
 
     @property

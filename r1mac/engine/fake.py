@@ -58,6 +58,7 @@ class RecitingSession:
                 think_tokens=think_tokens,
                 prefill_seconds=0.0,
                 decode_seconds=0.0,
+                prefill_peak_bytes=0,
                 peak_bytes=0,
             ),
         )

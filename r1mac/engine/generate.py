@@ -1,24 +1,22 @@
-"""One conversation's cache, and the loop that continues it: request to events."""
+"""One conversation: request to events."""
 
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import mlx.core as mx
 from mlx import nn
 
-from r1mac import mlx_lm_api
 from r1mac.engine.control import Control
 from r1mac.engine.events import Event, Finished, GenerationStats, PrefillProgress, TextDelta
+from r1mac.engine.kv import WIDE_BITS
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.request import GenerateRequest
-from r1mac.engine.sampling import Sampler, make_sampler
+from r1mac.engine.sampling import make_sampler
 from r1mac.engine.think import ThinkSplitter
 from r1mac.engine.tokenizer import Tokenizer
+from r1mac.engine.transcript import Transcript
 from r1mac.errors import DoesNotFit
-
-# MLX keeps freed buffers; over a long thought the growing cache leaves many of odd sizes.
-_CLEAR_EVERY_TOKENS = 256
 
 
 class Session:
@@ -35,13 +33,12 @@ class Session:
         *,
         context_tokens: int,
         prefill_step_tokens: int,
+        kv_bits: int = WIDE_BITS,
     ) -> None:
-        self._model = model
         self._tokenizer = tokenizer
         self._template = template
         self._context_tokens = context_tokens
-        self._prefill_step_tokens = prefill_step_tokens
-        self._forget()
+        self._transcript = Transcript(model, prefill_step_tokens=prefill_step_tokens, kv_bits=kv_bits)
 
     def generate(self, request: GenerateRequest, control: Control | None = None) -> Iterator[Event]:
         """Yield events; the last is Finished.
@@ -64,13 +61,13 @@ class Session:
         finally:
             if not run.complete:
                 # Stopped between two steps of the pipeline: cache and token list may not agree.
-                self._forget()
+                self._transcript.forget()
 
     def _answer(self, run: "_Run", prompt_ids: list[int], control: Control) -> Iterator[Event]:
         mx.reset_peak_memory()
-        cached_tokens = self._rewind_to(prompt_ids)
+        cached_tokens = self._transcript.rewind_to(prompt_ids)
         run.begin_prefill(len(prompt_ids), cached_tokens)
-        for done_tokens in self._prefill(prompt_ids[cached_tokens:-1]):
+        for done_tokens in self._transcript.prefill(prompt_ids[cached_tokens:-1]):
             yield PrefillProgress(
                 done_tokens=cached_tokens + done_tokens, total_tokens=len(prompt_ids), cached_tokens=cached_tokens
             )
@@ -81,7 +78,7 @@ class Session:
         limit = min(run.request.max_tokens, room)
         reason: Literal["stop", "length", "context", "cancelled"]
         reason = "length" if run.request.max_tokens <= room else "context"
-        for token_id in self._decode(prompt_ids[-1], make_sampler(run.request.sampling), limit):
+        for token_id in self._transcript.decode(prompt_ids[-1], make_sampler(run.request.sampling), limit):
             if not run.generated_tokens:
                 run.begin_decode()
                 yield PrefillProgress(
@@ -98,54 +95,6 @@ class Session:
         yield from run.flush()
         yield run.finish(reason)
 
-    def _prefill(self, token_ids: list[int]) -> Iterator[int]:
-        """Read tokens into the cache and yield how many are done."""
-        for start in range(0, len(token_ids), self._prefill_step_tokens):
-            step = token_ids[start : start + self._prefill_step_tokens]
-            self._model(mx.array([step]), cache=self._cache)
-            mx.eval([layer.state for layer in self._cache])
-            self._token_ids.extend(step)
-            mx.clear_cache()
-            yield start + len(step)
-
-    def _decode(self, last_id: int, sampler: Sampler, limit: int) -> Iterator[int]:
-        """Yield at most *limit* tokens. The next one is already being computed while the caller has this one."""
-        token = self._step(mx.array([last_id]), sampler)
-        self._token_ids.append(last_id)
-        for count in range(1, limit + 1):
-            following = self._step(token, sampler) if count < limit else None
-            token_id = int(token.item())  # type: ignore[arg-type]
-            if following is not None:
-                self._token_ids.append(token_id)
-                token = following
-            yield token_id
-            if count % _CLEAR_EVERY_TOKENS == 0:
-                mx.clear_cache()
-
-    def _step(self, token: mx.array, sampler: Sampler) -> mx.array:
-        logits = self._model(token[None], cache=self._cache)[:, -1, :]
-        following = sampler(logits)
-        mx.async_eval(following)  # type: ignore[no-untyped-call]
-        return following
-
-    def _rewind_to(self, prompt_ids: list[int]) -> int:
-        """Cut the cache back to what it shares with *prompt_ids*, and return how many tokens those are."""
-        # The last token is always read, since its logits are wanted.
-        shared = _shared_prefix(self._token_ids, prompt_ids[:-1])
-        surplus = len(self._token_ids) - shared
-        if surplus and not mlx_lm_api.can_trim_prompt_cache(self._cache):
-            self._forget()
-            return 0
-        if surplus:
-            mlx_lm_api.trim_prompt_cache(self._cache, surplus)
-            del self._token_ids[shared:]
-        return shared
-
-    def _forget(self) -> None:
-        self._cache: list[Any] = mlx_lm_api.make_prompt_cache(self._model)
-        # What the cache holds, token for token. Kept as plain numbers: lazy arrays belong to one thread.
-        self._token_ids: list[int] = []
-
 
 class _Run:
     """The counts, times and text of one answer."""
@@ -157,7 +106,7 @@ class _Run:
         self._splitter = splitter
         self._text = tokenizer.stream()
         self._think_tokens = 0
-        self._prompt_tokens = self._cached_tokens = 0
+        self._prompt_tokens = self._cached_tokens = self._prefill_peak_bytes = 0
         self._prefill_started = self._decode_started = time.perf_counter()
 
     def begin_prefill(self, prompt_tokens: int, cached_tokens: int) -> None:
@@ -166,6 +115,7 @@ class _Run:
 
     def begin_decode(self) -> None:
         self._decode_started = time.perf_counter()
+        self._prefill_peak_bytes = mx.get_peak_memory()
 
     def take(self, token_id: int) -> Iterator[TextDelta]:
         if self._splitter.channel == "think":
@@ -191,16 +141,7 @@ class _Run:
                 think_tokens=self._think_tokens,
                 prefill_seconds=decode_started - self._prefill_started,
                 decode_seconds=ended - decode_started,
+                prefill_peak_bytes=self._prefill_peak_bytes,
                 peak_bytes=mx.get_peak_memory(),
             ),
         )
-
-
-def _shared_prefix(left: list[int], right: list[int]) -> int:
-    """Return how many tokens two lists begin with in common."""
-    count = 0
-    for one, other in zip(left, right, strict=False):
-        if one != other:
-            break
-        count += 1
-    return count

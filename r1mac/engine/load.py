@@ -1,7 +1,6 @@
 """A folder and a plan become an Engine."""
 
 import logging
-import math
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -12,11 +11,13 @@ from mlx import nn
 
 from r1mac import mlx_lm_api
 from r1mac.engine.compute import on_gpu, prepare_weights
+from r1mac.engine.config import config_changes, end_ids
 from r1mac.engine.generate import Session
+from r1mac.engine.kv import WIDE_BITS
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.errors import BadCheckpoint
-from r1mac.formats.folder import read_config, read_json, read_tensors, weight_files
+from r1mac.formats.folder import read_config, read_tensors, weight_files
 from r1mac.plan.compute import Compute
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Engine:
     template: PromptTemplate
     context_tokens: int
     prefill_step_tokens: int
+    kv_bits: int = WIDE_BITS
 
     def session(self) -> Session:
         """Return a new conversation with an empty cache."""
@@ -40,11 +42,12 @@ class Engine:
             self.template,
             context_tokens=self.context_tokens,
             prefill_step_tokens=self.prefill_step_tokens,
+            kv_bits=self.kv_bits,
         )
 
 
 def load_engine(
-    folder: Path, *, compute: Compute, context_tokens: int, prefill_step_tokens: int
+    folder: Path, *, compute: Compute, context_tokens: int, prefill_step_tokens: int, kv_bits: int = WIDE_BITS
 ) -> Generator[tuple[int, int], None, Engine]:
     """Load the MLX model in *folder*, yield the layers done and their number, and return the engine.
 
@@ -53,6 +56,7 @@ def load_engine(
         compute: the type to compute in; a GPU that MLX finds keeps the stored type.
         context_tokens: the longest conversation that memory was planned for.
         prefill_step_tokens: prompt tokens read at once.
+        kv_bits: width of the cached keys and values, 16, 8 or 4.
 
     Raises:
         BadCheckpoint: a file is damaged, or weights, config and tokenizer do not belong together.
@@ -61,7 +65,7 @@ def load_engine(
     config = read_config(folder)
     read_tensors(folder)
     _check_files(folder)
-    tokenizer = Tokenizer(folder, config_eos_ids=_end_ids(folder, config))
+    tokenizer = Tokenizer(folder, config_eos_ids=end_ids(folder, config))
     if tokenizer.vocab_size > config.get("vocab_size", tokenizer.vocab_size):
         raise BadCheckpoint(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} tokens and the model {config['vocab_size']}",
@@ -77,24 +81,8 @@ def load_engine(
         template=template,
         context_tokens=context_tokens,
         prefill_step_tokens=prefill_step_tokens,
+        kv_bits=kv_bits,
     )
-
-
-def config_changes(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what mlx-lm must be told beyond a model's own config.json.
-
-    R1-0528-Qwen3-8B asks for an attention factor of exactly 1 through ``attn_factor``; mlx-lm's YaRN reads only
-    ``mscale`` and would make the logits 1.296 times too large.
-    """
-    scaling = config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type"))
-    asked = scaling.get("attn_factor", scaling.get("attention_factor"))
-    if kind != "yarn" or asked is None or "mscale" in scaling:
-        return {}
-    default = 0.1 * math.log(scaling["factor"]) + 1
-    if math.isclose(asked * default, 1.0, rel_tol=1e-3) or math.isclose(asked, 1.0, rel_tol=1e-3):
-        return {"rope_scaling": {**scaling, "mscale": 1.0, "mscale_all_dim": 1.0}}
-    return {}
 
 
 def _check_files(folder: Path) -> None:
@@ -125,14 +113,3 @@ def _load_model(folder: Path, config: dict[str, Any]) -> nn.Module:
             f"the weights in {folder} are not a whole {config.get('model_type')!r} model: {reason}",
             hint="fetch or convert the model again",
         ) from error
-
-
-def _end_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """Return the tokens that end an answer: generation_config.json may name more than config.json."""
-    generation_file = folder / "generation_config.json"
-    sources = [config, read_json(generation_file) if generation_file.exists() else {}]
-    ids: list[int] = []
-    for source in sources:
-        value = source.get("eos_token_id")
-        ids.extend(value if isinstance(value, list) else [] if value is None else [value])
-    return tuple(ids)

@@ -7,15 +7,29 @@ on any computer with text recorded on real Macs (tests/machines).
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from r1mac.errors import UnsupportedMachine
+from r1mac.machine.admin import run_as_admin
 from r1mac.machine.base import HardwareProfile, Machine
 from r1mac.machine.chips import find_chip
-from r1mac.machine.disk import free_disk_bytes
+from r1mac.machine.command import Run, run_command
+from r1mac.machine.darwin_files import read_panics, read_startup_settings
+from r1mac.machine.darwin_profiler import read_disk, read_thunderbolt
+from r1mac.machine.darwin_readings import (
+    VM_STAT,
+    is_translated,
+    parse_page_bytes,
+    parse_sysctl,
+    read_boot,
+    read_memory_state,
+    read_readings,
+)
+from r1mac.machine.disk import existing_parent, free_disk_bytes
+from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thunderbolt
+from r1mac.machine.wired_limit import WiredLimit
 from r1mac.units import GIB, MIB, format_memory
 
 logger = logging.getLogger(__name__)
@@ -32,8 +46,6 @@ SYSCTL = (
 )
 # -w 0: no line is cut. Class matching takes subclasses in, such as AGXAcceleratorG16G.
 IOREG = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "AGXAccelerator")
-VM_STAT = ("/usr/bin/vm_stat",)
-COMMAND_SECONDS = 10.0
 
 _FIRST_MACOS = 14  # MLX's floor, and the first with iogpu.wired_limit_mb
 _NEW_FRACTIONS_MACOS = 26
@@ -45,52 +57,21 @@ _PROVEN_GIB_MACOS_15 = frozenset({16, 24, 36, 64, 128, 256, 512})
 _PROVEN_GIB_MACOS_26 = frozenset({8, 16, 24, 32, 36, 48, 64, 96, 128, 512})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CommandResult:
-    """What a command left: its exit status and its texts."""
-
-    returncode: int
-    stdout: str
-    stderr: str = ""
-
-
-Run = Callable[[tuple[str, ...]], CommandResult]
-
-
-def run_command(argv: tuple[str, ...]) -> CommandResult:
-    """Run *argv*, whose first word is an absolute path, for at most COMMAND_SECONDS.
-
-    A command that is missing or hangs is a result too (127 or 124): each fact is optional.
-    """
-    import subprocess
-
-    # Nothing is inherited: SYSTEM_VERSION_COMPAT=1 would make macOS 26 call itself 16, and a locale
-    # may put a decimal comma into numbers.
-    environ = {"LC_ALL": "C"}
-    try:
-        done = subprocess.run(
-            argv,
-            capture_output=True,
-            check=False,
-            encoding="utf-8",
-            errors="replace",
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            timeout=COMMAND_SECONDS,
-        )
-    except subprocess.TimeoutExpired as error:
-        return CommandResult(returncode=124, stdout="", stderr=str(error))
-    except OSError as error:
-        return CommandResult(returncode=127, stdout="", stderr=str(error))
-    return CommandResult(returncode=done.returncode, stdout=done.stdout, stderr=done.stderr)
-
-
 class DarwinMachine(Machine):
     """This Mac. It keeps nothing: the wired limit may change between two questions."""
 
-    def __init__(self, *, run: Run = run_command, platform_machine: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        run: Run = run_command,
+        run_as_admin: Run = run_as_admin,
+        platform_machine: str | None = None,
+        root: Path = Path("/"),
+    ) -> None:
         self._run = run
+        self._run_as_admin = run_as_admin
         self._platform_machine = platform_machine or os.uname().machine
+        self._root = root
 
     def profile(self) -> HardwareProfile:
         """Return the facts of this Mac; warn if its wired limit is above its memory.
@@ -118,24 +99,44 @@ class DarwinMachine(Machine):
     def available_memory_bytes(self) -> int:
         """Return the memory that is neither used by programs nor held by the kernel, as Activity Monitor counts."""
         memory_bytes = _integer(parse_sysctl(self._run(SYSCTL).stdout), "hw.memsize")
-        used_bytes = parse_vm_stat(self._run(VM_STAT).stdout)
-        if memory_bytes is None or used_bytes is None:
+        used = used_bytes(parse_page_bytes(self._run(VM_STAT).stdout))
+        if memory_bytes is None or used is None:
             import psutil
 
             return int(psutil.virtual_memory().available)
-        return max(0, memory_bytes - used_bytes)
+        return max(0, memory_bytes - used)
 
+    def readings(self) -> Readings:
+        """Return the state of this Mac: five commands of a few milliseconds."""
+        return read_readings(self._run, platform_machine=self._platform_machine)
 
-def parse_sysctl(text: str) -> dict[str, str]:
-    """Return the keys and values of *text*, lines of ``key: value`` (or ``key = value``, as older ones print).
+    def memory_state(self) -> MemoryState:
+        """Return how short memory is: one sysctl."""
+        return read_memory_state(self._run)
 
-    Other lines, such as ``sysctl: unknown oid 'iogpu.rsrc_limit'``, are left out.
-    """
-    matches = (_SYSCTL_LINE.fullmatch(line) for line in text.splitlines())
-    return {match[1]: match[2].strip() for match in matches if match}
+    def boot(self) -> Boot:
+        """Return which start of this Mac it is: one sysctl."""
+        return read_boot(self._run)
 
+    def thunderbolt(self) -> Thunderbolt:
+        """Return the Thunderbolt ports and whether RDMA is on; takes a third of a second."""
+        return read_thunderbolt(self._run)
 
-_SYSCTL_LINE = re.compile(r"([A-Za-z_]\w*(?:\.\w+)+)\s*[:=](.*)")  # a key has at least one dot
+    def disk(self, path: Path) -> Disk:
+        """Return the kind of the volume of *path*, or of its nearest existing parent; takes a third of a second."""
+        return read_disk(self._run, existing_parent(path))
+
+    def panics(self, *, since_s: float) -> tuple[Panic, ...] | None:
+        """Return the panics whose report was written at or after *since_s*, the latest first."""
+        return read_panics(self._root, since_s=since_s)
+
+    def startup_settings(self) -> tuple[StartupSetting, ...]:
+        """Return what would set the GPU's memory when this Mac starts."""
+        return read_startup_settings(self._root)
+
+    def wired_limit(self) -> WiredLimit:
+        """Return the limit of what the GPU may hold, to read and to set."""
+        return WiredLimit(run=self._run, run_as_admin=self._run_as_admin, root=self._root)
 
 
 def parse_gpu_core_count(text: str) -> int | None:
@@ -144,21 +145,17 @@ def parse_gpu_core_count(text: str) -> int | None:
     return int(match[1]) or None if match else None
 
 
-def parse_vm_stat(text: str) -> int | None:
-    """Return the used memory in bytes from vm_stat's *text*, or None where it lacks what the sum needs.
+def used_bytes(page_bytes: Mapping[str, int]) -> int | None:
+    """Return the used memory in bytes from vm_stat's counts, or None where they lack what the sum needs.
 
     Caches of files and purgeable memory count as free: the kernel gives them up without writing.
     """
-    header = re.search(r"page size of ([0-9]{1,9}) bytes", text)
-    pages = {key: int(count) for key, count in _VM_STAT_LINE.findall(text)}
-    if header is None or not {"Pages active", "Pages wired down"} <= pages.keys():
+    if not {"Pages active", "Pages wired down"} <= page_bytes.keys():
         return None
-    used_pages = sum(sign * pages.get(key, 0) for key, sign in _VM_STAT_TERMS.items())
-    return max(0, used_pages) * int(header[1])
+    return max(0, sum(sign * page_bytes.get(key, 0) for key, sign in _USED_TERMS.items()))
 
 
-_VM_STAT_LINE = re.compile(r'^"?([^":\n]+)"?:[ \t]*([0-9]{1,18})\.?[ \t]*$', re.MULTILINE)
-_VM_STAT_TERMS = {
+_USED_TERMS = {
     "Pages active": 1,
     "Pages inactive": 1,
     "Pages speculative": 1,
@@ -253,18 +250,14 @@ def _wired_limit(
 
 def _check_processor(values: Mapping[str, str], platform_machine: str) -> None:
     chip = values.get("machdep.cpu.brand_string", "")
-    translated = values.get("sysctl.proc_translated") == "1"
-    intel_python = platform_machine == "x86_64"
-    # proc_translated is about the sysctl process, which need not be what Python is: ask about the Mac too.
-    # Rosetta may call the processor «VirtualApple @ 2.50GHz».
-    if translated or (intel_python and (values.get("hw.optional.arm64") == "1" or "Apple" in chip)):
+    if is_translated(values, platform_machine):
         raise UnsupportedMachine(
             "this Python is built for Intel (x86_64) and runs under Rosetta; MLX needs one built for Apple silicon "
             "(arm64)",
             hint="install r1mac with an arm64 Python, such as the one from https://www.python.org/downloads/macos/, in "
             "a Terminal that does not itself run under Rosetta (`uname -m` must print arm64)",
         )
-    if intel_python or chip.startswith("Intel"):
+    if platform_machine == "x86_64" or chip.startswith("Intel"):
         raise UnsupportedMachine(
             f"this Mac has an Intel processor ({chip or platform_machine}); MLX needs Apple silicon",
             hint="use a Mac with an M1 or a later chip",

@@ -1,4 +1,4 @@
-"""Room on a disk, the same question on every computer."""
+"""Where a path lies and how much room there is, the same questions on every computer."""
 
 from pathlib import Path
 
@@ -19,3 +19,11 @@ def free_disk_bytes(path: Path) -> int:
             if folder.parent == folder:
                 raise
             folder = folder.parent
+
+
+def existing_parent(path: Path) -> Path:
+    """Return *path* without links, or its nearest parent that exists: they are on the same volume."""
+    folder = path.absolute()
+    while not folder.exists() and folder.parent != folder:
+        folder = folder.parent
+    return folder.resolve()

@@ -1,10 +1,11 @@
-"""A computer made of numbers, for tests, demonstrations and plans for a Mac that is elsewhere."""
+"""A computer made of numbers, for tests and demonstrations."""
 
 from pathlib import Path
 
 from r1mac.machine.base import HardwareProfile, Machine
-from r1mac.machine.darwin import build_profile
 from r1mac.machine.generic import usable_memory_bytes
+from r1mac.machine.imagined import mac
+from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thunderbolt
 from r1mac.units import GIB, TB
 
 
@@ -12,11 +13,27 @@ class FakeMachine(Machine):
     """A computer that answers with what it was made of."""
 
     def __init__(
-        self, profile: HardwareProfile, *, free_disk_bytes: int = TB, available_memory_bytes: int | None = None
+        self,
+        profile: HardwareProfile,
+        *,
+        free_disk_bytes: int = TB,
+        available_memory_bytes: int | None = None,
+        readings: Readings | None = None,
+        boot: Boot | None = None,
+        thunderbolt: Thunderbolt | None = None,
+        disk: Disk | None = None,
+        panics: tuple[Panic, ...] | None = (),
+        startup_settings: tuple[StartupSetting, ...] = (),
     ) -> None:
         self._profile = profile
         self._free_disk_bytes = free_disk_bytes
         self._available_memory_bytes = available_memory_bytes
+        self._readings = readings or Readings()
+        self._boot = boot or Boot()
+        self._thunderbolt = thunderbolt
+        self._disk = disk or Disk()
+        self._panics = panics
+        self._startup_settings = startup_settings
 
     def profile(self) -> HardwareProfile:
         """Return the profile that it was made of."""
@@ -30,23 +47,33 @@ class FakeMachine(Machine):
         """Return the available memory that it was made of; all memory if nothing was said."""
         return self._profile.memory_bytes if self._available_memory_bytes is None else self._available_memory_bytes
 
+    def readings(self) -> Readings:
+        """Return the state that it was made of."""
+        return self._readings
 
-def mac(
-    chip: str, *, memory_gib: int, gpu_core_count: int | None = None, macos: str = "26.6.2", wired_limit_mib: int = 0
-) -> HardwareProfile:
-    """Return the profile that a Mac with these facts would have.
+    def memory_state(self) -> MemoryState:
+        """Return the memory of that state."""
+        return self._readings.memory
 
-    Raises:
-        UnsupportedMachine: MLX cannot run on it.
-    """
-    sysctl_values = {
-        "hw.memsize": str(memory_gib * GIB),
-        "machdep.cpu.brand_string": chip,
-        "hw.optional.arm64": "1",
-        "kern.osproductversion": macos,
-        "iogpu.wired_limit_mb": str(wired_limit_mib),
-    }
-    return build_profile(sysctl_values, gpu_core_count, "arm64")
+    def boot(self) -> Boot:
+        """Return the start that it was made of."""
+        return self._boot
+
+    def thunderbolt(self) -> Thunderbolt | None:
+        """Return the ports that it was made of."""
+        return self._thunderbolt
+
+    def disk(self, path: Path) -> Disk:  # noqa: ARG002
+        """Return the same volume for every path."""
+        return self._disk
+
+    def panics(self, *, since_s: float) -> tuple[Panic, ...] | None:
+        """Return those of its panics that are not older."""
+        return None if self._panics is None else tuple(panic for panic in self._panics if panic.at_s >= since_s)
+
+    def startup_settings(self) -> tuple[StartupSetting, ...]:
+        """Return the settings that it was made of."""
+        return self._startup_settings
 
 
 def other(chip: str = "AMD EPYC", *, memory_gib: int) -> HardwareProfile:

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 
 from r1mac.catalog.arch import ArchSpec
-from r1mac.errors import DoesNotFit
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.compute import Compute, choose_compute, loaded_weight_bytes
 from r1mac.plan.memory import kv_bytes_per_token, kv_cache_bytes, prefill_scratch_bytes
-from r1mac.units import format_memory
 
 # Long enough for the thoughts that R1's own scores were measured with.
 DEFAULT_CONTEXT_TOKENS = 32_768
@@ -70,13 +68,15 @@ def fit(
     stored_bytes: int,
     context_tokens: int | None = None,
     kv_bits: int = 16,
+    most_step_tokens: int | None = None,
     scratch_factor: float = 1.0,
 ) -> MemoryPlan:
     """Plan the memory of a model whose weights take *stored_bytes* on disk.
 
     Without *context_tokens* the context is DEFAULT_CONTEXT_TOKENS, or as much as the model knows and the
-    memory holds. The prefill step is the longest that fits. *scratch_factor* is what this computer's first runs
-    showed beside the formula's prefill scratch. The plan is returned also where it does not fit.
+    memory holds. The prefill step is the longest that fits, up to *most_step_tokens*. *scratch_factor* is what this
+    computer's first runs showed beside the formula's prefill scratch. The plan is returned also where it does not
+    fit.
     """
     compute = choose_compute(arch, hardware)
     reserve = hardware.wired_limit_bytes // _RESERVE_SHARE
@@ -94,6 +94,7 @@ def fit(
     if compute is Compute.DEQUANTIZED and not needs.fit_into(room(compute), context):
         compute = Compute.FLOAT32
     step = needs.longest_step(context, room(compute))
+    step = min(step, most_step_tokens or step)
     return MemoryPlan(
         weight_bytes=loaded_weight_bytes(arch, stored_bytes, compute),
         kv_bytes_per_token=kv_bytes_per_token(arch, value_bytes=value_bytes, kv_bits=kv_bits),
@@ -106,36 +107,6 @@ def fit(
         limit_bytes=hardware.wired_limit_bytes,
         max_context_tokens=longest,
         compute=compute,
-    )
-
-
-def require_fit(plan: MemoryPlan, arch: ArchSpec, *, title: str, alternative: str | None) -> None:
-    """Raise if *plan* cannot be run.
-
-    Args:
-        plan: the plan.
-        arch: the model's shape.
-        title: the model's name for a person.
-        alternative: a command that would fit this machine, if the caller knows one.
-
-    Raises:
-        DoesNotFit: with the numbers, and the cheapest thing that would really help.
-    """
-    if plan.context_tokens > arch.max_context_tokens:
-        raise DoesNotFit(
-            f"{title} knows contexts of at most {arch.max_context_tokens} tokens, and {plan.context_tokens} were asked "
-            "for",
-            hint=f"use --context {arch.max_context_tokens} or less",
-        )
-    if plan.fits:
-        return
-    hint = alternative
-    if plan.max_context_tokens >= MIN_CONTEXT_TOKENS:
-        hint = f"use --context {plan.max_context_tokens} or less"
-    raise DoesNotFit(
-        f"{title} needs {format_memory(plan.total_bytes)} with {plan.context_tokens} tokens of context, and this "
-        f"machine has {format_memory(plan.budget_bytes)} for it",
-        hint=hint or "no member of the family fits this machine",
     )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from r1mac.catalog.arch import ArchSpec, GroupedQueryAttention, LatentAttention
 
 # mlx-lm grows its caches in blocks of this many tokens.
-_CACHE_BLOCK_TOKENS = 256
+CACHE_BLOCK_TOKENS = 256
 # Every cached vector of the family (64, 128 and 512 values) is whole groups of 64.
 _KV_GROUP_SIZES = (64, 32)
 
@@ -68,8 +68,8 @@ def kv_bytes_per_token(arch: ArchSpec, *, value_bytes: int = 2, kv_bits: int = 1
 
 def kv_cache_bytes(arch: ArchSpec, context_tokens: int, *, value_bytes: int = 2, kv_bits: int = 16) -> int:
     """Return the cache's size at *context_tokens*, in the whole blocks in which it grows."""
-    blocks = ceil(context_tokens / _CACHE_BLOCK_TOKENS)
-    return kv_bytes_per_token(arch, value_bytes=value_bytes, kv_bits=kv_bits) * blocks * _CACHE_BLOCK_TOKENS
+    blocks = ceil(context_tokens / CACHE_BLOCK_TOKENS)
+    return kv_bytes_per_token(arch, value_bytes=value_bytes, kv_bits=kv_bits) * blocks * CACHE_BLOCK_TOKENS
 
 
 def _cached_vectors(attention: GroupedQueryAttention | LatentAttention) -> tuple[tuple[int, int], ...]:

@@ -1,15 +1,39 @@
-"""The last step: files and a plan become an engine."""
+"""The last step: files and a plan become an engine, and the computer's memory is held for it."""
 
-from collections.abc import Generator
+import contextlib
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1mac.plan.fit import MemoryPlan
 from r1mac.prepare.files import PrepareEvent, Progress
-from r1mac.prepare.target import Target
+from r1mac.prepare.target import Target, described
 
 if TYPE_CHECKING:
     from r1mac.engine.load import Engine
+
+
+@contextlib.contextmanager
+def memory_held(target: Target, plan: MemoryPlan, *, force: bool = False) -> Iterator[None]:
+    """Hold what *plan* needs while the block loads and runs the model.
+
+    Other r1mac processes are told, and MLX gets its limits, once for this process.
+
+    Raises:
+        DoesNotFit: another r1mac process holds too much for both; *force* goes on knowingly.
+    """
+    from r1mac.engine.limits import limited
+    from r1mac.machine.occupancy import occupy
+
+    held = occupy(
+        described(target),
+        planned_bytes=plan.total_bytes,
+        budget_bytes=plan.budget_bytes,
+        wired_limit_bytes=plan.limit_bytes,
+        force=force,
+    )
+    with held, limited(plan):
+        yield
 
 
 def load(target: Target, plan: MemoryPlan, folder: Path) -> Generator[PrepareEvent, None, "Engine"]:
@@ -21,6 +45,7 @@ def load(target: Target, plan: MemoryPlan, folder: Path) -> Generator[PrepareEve
         compute=plan.compute,
         context_tokens=plan.context_tokens,
         prefill_step_tokens=plan.prefill_step_tokens,
+        kv_bits=plan.kv_bits,
     )
     while True:
         try:

@@ -1,63 +1,156 @@
-"""Does what a name means fit this machine? Nothing is fetched for a model that does not."""
+"""Does what a name means fit this machine, how fast would it be, and what would help? Nothing is fetched for that."""
 
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r1mac.catalog.arch import SUPPORTED_MODEL_TYPES, ArchSpec, parse_arch
-from r1mac.catalog.models import all_models
-from r1mac.errors import BadCheckpoint
-from r1mac.machine.base import HardwareProfile, Machine
-from r1mac.plan.fit import MemoryPlan, fit, require_fit
+from r1mac.errors import BadCheckpoint, DoesNotFit
+from r1mac.machine.base import HardwareProfile
+from r1mac.plan.fit import MemoryPlan
 from r1mac.plan.memory import Quantization, weight_bytes
+from r1mac.prepare.remedies import Remedy, binding_limit, find_remedies, most_bits
 from r1mac.prepare.target import Target, described, find_stored
+from r1mac.prepare.wish import Wish
 from r1mac.settings import Settings
+from r1mac.units import MIB, format_memory
+
+if TYPE_CHECKING:
+    from r1mac.plan.speed import Speed
+    from r1mac.prepare.measured import Measured
 
 
-def plan_target(target: Target, settings: Settings, hardware: HardwareProfile) -> tuple[ArchSpec, MemoryPlan]:
-    """Return the shape and the memory plan of what *target* means, from the nearest source of its shape.
+class Judgement(NamedTuple):
+    """What becomes of a wish on one computer.
+
+    Attributes:
+        speed: None where nothing is known of the chip.
+    """
+
+    wish: Wish
+    hardware: HardwareProfile
+    plan: MemoryPlan
+    speed: "Speed | None"
+
+    @property
+    def can_run(self) -> bool:
+        """Whether memory and the model allow it."""
+        return self.plan.fits and self.plan.context_tokens <= self.wish.arch.max_context_tokens
+
+    @property
+    def fits_when_tuned(self) -> bool:
+        """Whether only the GPU's wired limit is in the way, and ``r1mac tune`` would raise it far enough."""
+        raised = tuned_machine(self.hardware)
+        return not self.can_run and raised is not None and self.wish.plan(raised).fits
+
+    @property
+    def binding_limit(self) -> str:
+        """What decides how long the context can be."""
+        return binding_limit(self.wish, self.plan, tuned_machine(self.hardware))
+
+    @property
+    def most_bits(self) -> int | None:
+        """The widest weights that fit with the context asked for."""
+        return most_bits(self.wish, self.hardware)
+
+    def remedies(self) -> tuple[Remedy, ...]:
+        """Return what would help, if it does not fit."""
+        return find_remedies(self.wish, self.hardware, tuned_machine(self.hardware)) if not self.can_run else ()
+
+    def require(self) -> None:
+        """Raise if it cannot be run.
+
+        Raises:
+            DoesNotFit: with the numbers; the hint names what can be run here.
+        """
+        title, known = described(self.wish.target), self.wish.arch.max_context_tokens
+        if self.plan.context_tokens > known:
+            raise DoesNotFit(
+                f"{title} knows contexts of at most {known} tokens, and {self.plan.context_tokens} were asked for",
+                hint=f"use --context {known} or less",
+            )
+        if not self.plan.fits:
+            raise DoesNotFit(
+                f"{title} needs {format_memory(self.plan.total_bytes)} with {self.plan.context_tokens} tokens of "
+                f"context, and this machine has {format_memory(self.plan.budget_bytes)} for it",
+                hint="\n".join(f"`{remedy.command}`: {remedy.effect}" for remedy in self.remedies())
+                or "no member of the family fits this machine",
+            )
+
+
+def judge(target: Target, settings: Settings, hardware: HardwareProfile) -> Judgement:
+    """Return plan and forecast of what *target* means, from the nearest source of its shape.
 
     Raises:
         BadCheckpoint: its config.json is not that of a model that r1mac runs.
         R1MacError: it has to be asked for on the Hub, and that failed.
     """
+    arch, stored_bytes = _shape(target, settings)
+    settings = settings.for_model(target.spec.key if target.spec else target.store_name or "")
+    context = settings.context_tokens
+    if context is not None and "context_tokens" not in settings.said:
+        # A preference for all models; only what was asked for this one may be refused.
+        context = min(context, arch.max_context_tokens)
+    wish = Wish(
+        target=target,
+        arch=arch,
+        stored_bytes=stored_bytes,
+        context_tokens=context,
+        kv_bits=settings.kv_bits or 16,
+        most_step_tokens=settings.prefill_step_tokens,
+    )
+    return judge_wish(wish, hardware)
+
+
+def judge_wish(wish: Wish, hardware: HardwareProfile, measured: "Measured | None" = None) -> Judgement:
+    """Return plan and forecast of *wish* on *hardware*.
+
+    *measured* is what its own runs showed, if the caller knows it already.
+    """
+    if hardware.system != "macos":
+        # Nothing is forecast there, and the memory formulas were measured on such a computer.
+        return Judgement(wish=wish, hardware=hardware, plan=wish.plan(hardware), speed=None)
+    from r1mac.plan.speed import forecast
+    from r1mac.prepare.measured import load_measured
+
+    measured = measured or load_measured(hardware)
+    wish = replace(wish, scratch_factor=measured.scratch_factor(wish.arch))
+    plan = wish.plan(hardware)
+    speed = forecast(
+        wish.arch,
+        hardware,
+        stored_bytes=plan.weight_bytes,
+        kv_bytes_per_token=plan.kv_bytes_per_token,
+        step_tokens=plan.prefill_step_tokens,
+        calibration=measured.calibration,
+    )
+    return Judgement(wish=wish, hardware=hardware, plan=plan, speed=speed)
+
+
+def tuned_machine(hardware: HardwareProfile) -> HardwareProfile | None:
+    """Return the same computer with the highest limit that ``r1mac tune`` would set; None where it would set none."""
+    if hardware.system != "macos":
+        return None
+    from r1mac.plan.tune import limits_of
+
+    highest_bytes = limits_of(hardware).highest_mib * MIB
+    if highest_bytes <= hardware.wired_limit_bytes:
+        return None
+    return replace(hardware, wired_limit_bytes=highest_bytes, wired_limit_source="override")
+
+
+def _shape(target: Target, settings: Settings) -> tuple[ArchSpec, int]:
+    """Return the model's shape and the bytes of its weights, on this disk or once they are there."""
     stored = find_stored(target, settings)
     local = stored.path if stored else target.folder
     if local is not None:
         from r1mac.formats import folder as model_folder
 
         arch = arch_of(model_folder.read_config(local), str(local))
-        size = sum(path.stat().st_size for path in model_folder.weight_files(local))
-    elif target.spec is not None:
-        arch = target.spec.arch
-        size = weight_bytes(arch, Quantization(bits=target.bits or 16, group_size=target.spec.default_group_size))
-    else:
-        arch, size = _remote_shape(target)
-    context = settings.context_tokens
-    if context is not None and "context_tokens" not in settings.said:
-        # A preference for all models; only what was asked for this one may be refused.
-        context = min(context, arch.max_context_tokens)
-    return arch, fit(arch, hardware, stored_bytes=size, context_tokens=context)
-
-
-def check_fit(target: Target, settings: Settings, machine: Machine) -> MemoryPlan:
-    """Return the plan of *target* on *machine*.
-
-    Raises:
-        DoesNotFit: it cannot be run here; the hint names what can.
-    """
-    hardware = machine.profile()
-    arch, plan = plan_target(target, settings, hardware)
-    require(target, arch, plan, hardware)
-    return plan
-
-
-def require(target: Target, arch: ArchSpec, plan: MemoryPlan, hardware: HardwareProfile) -> None:
-    """Raise if the *plan* of *target* cannot be run.
-
-    Raises:
-        DoesNotFit: with the numbers; the hint names what can be run here.
-    """
-    if not plan.fits or plan.context_tokens > arch.max_context_tokens:
-        require_fit(plan, arch, title=described(target), alternative=_alternative(target, hardware))
+        return arch, sum(path.stat().st_size for path in model_folder.weight_files(local))
+    if target.spec is not None:
+        quantization = Quantization(bits=target.bits or 16, group_size=target.spec.default_group_size)
+        return target.spec.arch, weight_bytes(target.spec.arch, quantization)
+    return _remote_shape(target)
 
 
 def _remote_shape(target: Target) -> tuple[ArchSpec, int]:
@@ -88,18 +181,3 @@ def arch_of(config: dict[str, Any], where: str) -> ArchSpec:
         raise BadCheckpoint(
             f"r1mac cannot run {where}: {error}", hint=f"it runs {', '.join(SUPPORTED_MODEL_TYPES)}"
         ) from error
-
-
-def _alternative(target: Target, hardware: HardwareProfile) -> str | None:
-    """Return a command for the largest member of the family that fits *hardware*, fewer bits of this one first."""
-    spec = target.spec
-    candidates = [(spec, bits) for bits in (4, 3) if bits < (target.bits or 16)] if spec is not None else []
-    # By the weight of the originals: counting the parameters of every model would cost 30 ms.
-    smaller = [other for other in all_models() if spec is None or other.source_bytes < spec.source_bytes]
-    candidates += [(other, 4) for other in sorted(smaller, key=lambda other: -other.source_bytes)]
-    for spec, bits in candidates:
-        quantization = Quantization(bits=bits, group_size=spec.default_group_size)
-        if fit(spec.arch, hardware, stored_bytes=weight_bytes(spec.arch, quantization)).fits:
-            option = "" if bits == spec.default_bits else f" --bits {bits}"
-            return f"this machine can run {spec.title}: `r1mac run {spec.alias}{option}`"
-    return None

@@ -79,6 +79,17 @@ def described(target: Target) -> str:
     return f"{target.title} at {target.bits} bits" if target.bits else target.title
 
 
+def typed_name(target: Target) -> str:
+    """Return what to type in a command for *target*."""
+    if target.spec is not None:
+        return target.spec.alias
+    if target.folder is not None:
+        import shlex
+
+        return shlex.quote(str(target.folder))
+    return target.repo or target.convert_from or target.title
+
+
 def _is_stored_quantized(repo: str, settings: Settings) -> bool:
     """Tell whether a repository is here already and of a width of its own, which --bits does not change."""
     from r1mac.formats.folder import read_config

@@ -39,6 +39,7 @@ class Chat:
     Attributes:
         make_request: builds a request from the whole conversation.
         opening: messages that every conversation begins with (the system prompt).
+        on_finished: is told of each answer.
     """
 
     session: "Session | RecitingSession"
@@ -46,6 +47,7 @@ class Chat:
     opening: tuple[Message, ...]
     title: str
     quiet: bool
+    on_finished: Callable[[Finished], None] = lambda _finished: None
     messages: list[Message] = field(default_factory=list)
     last: Finished | None = None
 
@@ -79,6 +81,7 @@ class Chat:
             with interrupt.stops(control):
                 events = self.session.generate(self.make_request(messages), control)
                 answer, self.last = stream.show(events, quiet=self.quiet, as_json=False)
+                self.on_finished(self.last)
         except R1MacError as error:
             console.error(error.problem, error.hint)
             return

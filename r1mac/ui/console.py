@@ -25,8 +25,8 @@ def color() -> bool | None:
 def error(problem: str, hint: str | None) -> None:
     """Say what went wrong, and what would help."""
     click.echo(click.style("error: ", fg="red", bold=True) + problem, err=True, color=color())
-    if hint:
-        click.echo(f"  {hint}", err=True)
+    for line in (hint or "").splitlines():
+        click.echo(f"  {line}", err=True)
 
 
 def error_object(failure: R1MacError) -> None:

@@ -13,10 +13,12 @@ def show_facts(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Write a table to stdout; a column whose cells all begin with a digit is set flush right."""
+    """Write a table to stdout; a column of numbers (or «-», none) is set flush right."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    flush_right = [len(column) > 1 and all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+    flush_right = [
+        len(column) > 1 and all(cell == "-" or cell[:1].isdigit() for cell in column[1:]) for column in columns
+    ]
     for row in (header, *rows):
         cells = (
             cell.rjust(width) if right else cell.ljust(width)

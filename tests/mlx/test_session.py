@@ -525,9 +525,9 @@ def test_a_character_cut_off_by_max_tokens(engines: Callable[..., Engine]) -> No
 
 def test_a_long_answer_clears_its_buffers(engines: Callable[..., Engine]) -> None:
     """An answer longer than the interval at which MLX's buffers are freed goes on unchanged."""
-    from r1mac.engine import generate
+    from r1mac.engine import transcript
 
-    count = generate._CLEAR_EVERY_TOKENS + 20
+    count = transcript._CLEAR_EVERY_TOKENS + 20
 
     tokens, _ = _talk(engines()).ask(_request(max_tokens=count))
 

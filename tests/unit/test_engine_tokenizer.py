@@ -290,12 +290,12 @@ def test_which_tokens_end_an_answer(
 )
 def test_end_tokens_of_both_configs_are_read(config: dict, generation: dict | None, ids: tuple, tmp_path: Path) -> None:
     """config.json and generation_config.json may name one end token, several or none."""
-    from r1mac.engine.load import _end_ids
+    from r1mac.engine.config import end_ids
 
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation), encoding="utf-8")
 
-    assert _end_ids(tmp_path, config) == ids
+    assert end_ids(tmp_path, config) == ids
 
 
 def test_vocabulary_counts_added_tokens(byte_level: Tokenizer) -> None:

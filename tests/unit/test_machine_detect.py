@@ -13,6 +13,7 @@ from r1mac.machine.darwin import DarwinMachine
 from r1mac.machine.detect import detect
 from r1mac.machine.disk import free_disk_bytes
 from r1mac.machine.generic import GenericMachine
+from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings
 from r1mac.units import GB, GIB
 
 PROFILES = {name: value for name, value in vars(fake).items() if isinstance(value, HardwareProfile)}
@@ -71,6 +72,20 @@ def test_a_fake_machine_has_all_its_memory_by_default(tmp_path):
 
     assert machine.available_memory_bytes() == 16 * GIB
     assert machine.free_disk_bytes(tmp_path) == 1000 * GB
+
+
+def test_a_fake_machine_has_the_state_it_was_made_of(tmp_path):
+    """Readings, ports, disks, panics and settings are those given; panics only as far back as is asked."""
+    readings = Readings(memory=MemoryState(pressure="critical"), thermal="heavy")
+    panic = Panic(path=tmp_path, at_s=1000.0, reason="x", cause="gpu")
+    machine = fake.FakeMachine(fake.M4_16, readings=readings, boot=Boot(session="A"), panics=(panic,))
+
+    assert (machine.readings(), machine.memory_state()) == (readings, readings.memory)
+    assert machine.boot() == Boot(session="A")
+    assert machine.panics(since_s=1000) == (panic,)
+    assert machine.panics(since_s=1001) == ()
+    assert fake.FakeMachine(fake.M4_16, panics=None).panics(since_s=0) is None
+    assert fake.FakeMachine(fake.M4_16, disk=Disk(kind="network")).disk(tmp_path).kind == "network"
 
 
 def test_no_room_at_all_is_not_the_default():

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from r1mac.catalog.arch import ArchSpec
 from r1mac.catalog.models import all_models, find
-from r1mac.errors import DoesNotFit
 from r1mac.machine.base import HardwareProfile
 from r1mac.machine.fake import LINUX_64, M1_8, M2_ULTRA_192, M3_ULTRA_512, M4_PRO_48, M6_32_MACOS27, mac, other
 from r1mac.plan.compute import Compute
-from r1mac.plan.fit import DEFAULT_CONTEXT_TOKENS, MIN_CONTEXT_TOKENS, MemoryPlan, fit, require_fit
+from r1mac.plan.fit import DEFAULT_CONTEXT_TOKENS, MIN_CONTEXT_TOKENS, MemoryPlan, fit
 from r1mac.plan.memory import Quantization, kv_cache_bytes, prefill_scratch_bytes, weight_bytes
 from r1mac.units import GIB
 
@@ -36,13 +35,6 @@ def plan_of(name: str, hardware: HardwareProfile, *, bits: int = 4, context_toke
 def with_limit(limit_bytes: int, *, system: str = "macos") -> HardwareProfile:
     """Return a computer whose only interesting number is its limit."""
     return replace(M2_ULTRA_192 if system == "macos" else LINUX_64, wired_limit_bytes=limit_bytes)
-
-
-def refusal(name: str, plan: MemoryPlan, *, alternative: str | None = None) -> DoesNotFit:
-    """Return the error of a plan that cannot be run."""
-    with pytest.raises(DoesNotFit) as caught:
-        require_fit(plan, arch_of(name), title="R1 X", alternative=alternative)
-    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -150,56 +142,6 @@ def test_an_asked_context_is_not_shortened():
 def test_weights_that_do_not_fit_leave_no_context():
     """A model larger than the machine has a longest context of 0."""
     assert plan_of("70b", M6_32_MACOS27).max_context_tokens == 0
-
-
-def test_an_asked_context_beyond_the_models_is_refused_first():
-    """A context that the model does not know is refused with both numbers, though memory would do."""
-    plan = plan_of("70b", M3_ULTRA_512, context_tokens=200_000)
-
-    error = refusal("70b", plan)
-
-    assert plan.fits
-    assert "131072" in error.problem
-    assert "200000" in error.problem
-    assert error.hint == "use --context 131072 or less"
-
-
-def test_the_error_of_weights_that_do_not_fit():
-    """The 70B on 32 GB: the error has the need, the context and the room, and passes the alternative on."""
-    plan = plan_of("70b", M6_32_MACOS27)
-
-    error = refusal("70b", plan, alternative="this machine can run the 14b")
-
-    # 39,688,355,840 of weights, 32,768 x 327,680 of cache, and with steps of 64 tokens
-    # 2 x ((2 x 28,672 + 12.5 x 8,192) x 64 + 2,048 x 32,768) of scratch: 50.6e9 bytes.
-    assert plan.total_bytes == 39_688_355_840 + 10_737_418_240 + 2 * (159_744 * 64 + 67_108_864)
-    assert error.problem.startswith("R1 X needs 47.1 GiB with 32768 tokens of context")
-    # 32 GiB x 0.78, rounded up to pages of 16 KiB; a tenth of it is kept free.
-    assert error.problem.endswith("this machine has 22.5 GiB for it")
-    assert error.hint == "this machine can run the 14b"
-    assert error.exit_code == 4
-
-
-def test_without_an_alternative_the_error_says_that_there_is_none():
-    """Where not even the smallest member fits, no false hope is made."""
-    assert refusal("70b", plan_of("70b", M1_8)).hint == "no member of the family fits this machine"
-
-
-def test_where_only_the_context_is_too_long_the_hint_is_a_shorter_one():
-    """The hint names the longest context that fits, and that context does fit."""
-    hardware = mac("Apple M1", memory_gib=32)
-    plan = plan_of("32b", hardware, context_tokens=131_072)
-
-    error = refusal("32b", plan, alternative="this machine can run the 1.5b")
-
-    assert error.hint == f"use --context {plan.max_context_tokens} or less"
-    assert plan_of("32b", hardware, context_tokens=plan.max_context_tokens).fits
-
-
-@pytest.mark.parametrize("hardware", [M3_ULTRA_512, LINUX_64], ids=lambda hardware: hardware.chip)
-def test_what_fits_is_not_refused(hardware):
-    """A plan that fits raises nothing."""
-    require_fit(plan_of("7b", hardware), arch_of("7b"), title="R1 X", alternative=None)
 
 
 LIMITS = st.integers(GIB, 600 * GIB)

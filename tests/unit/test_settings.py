@@ -11,6 +11,7 @@ from r1mac.errors import BadSettings
 VALUES = {
     "bits": (3, 6, 8),
     "kv_bits": (4, 8, 16),
+    "prefill_step_tokens": (128, 256, 512),
     "context_tokens": (4096, 8192, 16384),
     "max_tokens": (100, 200, 300),
     "temperature": (0.1, 0.2, 0.3),
@@ -46,7 +47,7 @@ def variable(name: str) -> str:
 
 def test_the_table_of_values_knows_every_setting():
     """The tests below speak about every setting that there is."""
-    assert VALUES.keys() == settings.Settings.__dataclass_fields__.keys() - {"said"}
+    assert VALUES.keys() == settings.Settings.__dataclass_fields__.keys() - {"said", "firm", "models"}
 
 
 def test_without_anything_said_r1mac_chooses(home):

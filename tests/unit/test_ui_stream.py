@@ -23,6 +23,7 @@ def _stats(**changes: float) -> GenerationStats:
         "think_tokens": 0,
         "prefill_seconds": 2.0,
         "decode_seconds": 5.0,
+        "prefill_peak_bytes": 2 * 2**30,
         "peak_bytes": 3 * 2**30,
     }
     return GenerationStats(**{**values, **changes})  # type: ignore[arg-type]
@@ -112,6 +113,7 @@ def test_json_lines_are_the_events(quiet: bool, capsys: pytest.CaptureFixture[st
         "think_tokens": 0,
         "prefill_seconds": 2.0,
         "decode_seconds": 5.0,
+        "prefill_peak_bytes": 2 * 2**30,
         "peak_bytes": 3 * 2**30,
     }
 
