@@ -10,15 +10,12 @@ import click
 
 from r1mac import settings as settings_module
 from r1mac.cli import options
-from r1mac.machine import detect
 from r1mac.settings import Settings
 
 if TYPE_CHECKING:
     from r1mac.engine.load import Engine
     from r1mac.engine.request import GenerateRequest
-    from r1mac.machine.base import Machine
     from r1mac.prepare.planning import Judgement
-    from r1mac.prepare.target import Target
 
 
 _SILENCE_SECONDS, _PATIENCE_SECONDS = 1.0, 15.0
@@ -79,8 +76,10 @@ def command(
         temperature=temperature,
         top_p=top_p,
     )
+    from r1mac.cli.start import start
+
     with contextlib.ExitStack() as held:
-        judgement, engine = _prepare(model, chosen, held, force=force, as_json=as_json, quiet=quiet)
+        judgement, engine = start(model, chosen, held, force=force, as_json=as_json, quiet=quiet)
         request = _request(judgement, chosen, system=system, seed=seed, think=not no_think)
         if text is None:
             return _chat(engine, request, judgement, quiet=quiet)
@@ -105,49 +104,6 @@ def _request(
         ),
         think=think,
     )
-
-
-def _prepare(
-    model: str, chosen: Settings, held: contextlib.ExitStack, *, force: bool, as_json: bool, quiet: bool
-) -> "tuple[Judgement, Engine]":
-    """Find, plan, fetch and load MODEL, showing progress; what *held* holds ends with the run."""
-    from r1mac.prepare.files import ensure_files
-    from r1mac.prepare.loading import load, memory_held
-    from r1mac.prepare.target import described, resolve
-    from r1mac.ui import console
-    from r1mac.ui.progress import ProgressDisplay
-
-    machine = detect.detect()
-    target = resolve(model, chosen)
-    if target.spec is not None and not quiet and not as_json:
-        console.note(f"{described(target)} ({target.spec.licence})")
-    judgement = _judged(target, chosen, machine, force=force)
-    with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
-        folder = display.run(ensure_files(target, chosen, machine, on_wait=display.wait))
-        held.enter_context(memory_held(target, judgement.plan, force=force))
-        engine = display.run(load(target, judgement.plan, folder))
-    return judgement, engine
-
-
-def _judged(target: "Target", chosen: Settings, machine: "Machine", *, force: bool) -> "Judgement":
-    """Return the judgement to run by.
-
-    Raises:
-        DoesNotFit: it cannot be run here.
-    """
-    from r1mac.prepare.planning import judge
-    from r1mac.ui import console
-    from r1mac.units import format_memory
-
-    judgement = judge(target, chosen, machine.profile())
-    plan = judgement.plan
-    if force and plan.context_tokens <= judgement.wish.arch.max_context_tokens:
-        if not plan.fits:
-            short = format_memory(plan.total_bytes - plan.budget_bytes)
-            console.note(f"this needs {short} more than this machine should give; going on, as --force says")
-        return judgement
-    judgement.require()
-    return judgement
 
 
 def _answer(

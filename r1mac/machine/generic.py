@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from r1mac.machine.base import HardwareProfile, Machine
 from r1mac.machine.disk import existing_parent, free_disk_bytes
-from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting
 from r1mac.units import GIB, KIB
+
+if TYPE_CHECKING:
+    from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting
 
 
 class Memory(NamedTuple):
@@ -55,32 +57,38 @@ class GenericMachine(Machine):
         """Return the memory that could be used right now, in the container and in the computer around it."""
         return self._container_memory().available_bytes
 
-    def readings(self) -> Readings:
+    def readings(self) -> "Readings":
         """Return the state of this computer, of which swap is all that is asked for."""
+        from r1mac.machine.readings import Readings
+
         return Readings(memory=self.memory_state())
 
-    def memory_state(self) -> MemoryState:
+    def memory_state(self) -> "MemoryState":
         """Return the use of swap; Linux has no verdict on pressure that compares with a Mac's."""
+        from r1mac.machine.generic_readings import parse_swap
+
         return parse_swap(_read(self._root / "proc/meminfo"))
 
-    def boot(self) -> Boot:
+    def boot(self) -> "Boot":
         """Return which start of this computer it is."""
-        session = _read(self._root / "proc/sys/kernel/random/boot_id").strip().upper()
-        started = re.search(r"^btime ([0-9]{1,12})$", _read(self._root / "proc/stat"), re.MULTILINE)
-        return Boot(session=session or None, started_at_s=int(started[1]) if started else None)
+        from r1mac.machine.generic_readings import parse_boot
+
+        return parse_boot(_read(self._root / "proc/sys/kernel/random/boot_id"), _read(self._root / "proc/stat"))
 
     def thunderbolt(self) -> None:
         """Return nothing: only Macs are joined by it."""
 
-    def disk(self, path: Path) -> Disk:
+    def disk(self, path: Path) -> "Disk":
         """Return whether the volume of *path* is on a network."""
+        from r1mac.machine.generic_readings import parse_mounts
+
         return parse_mounts(_read(self._root / "proc/self/mounts"), existing_parent(path))
 
-    def panics(self, *, since_s: float) -> tuple[Panic, ...]:  # noqa: ARG002
+    def panics(self, *, since_s: float) -> "tuple[Panic, ...]":  # noqa: ARG002
         """Return nothing: other computers leave no reports of theirs."""
         return ()
 
-    def startup_settings(self) -> tuple[StartupSetting, ...]:
+    def startup_settings(self) -> "tuple[StartupSetting, ...]":
         """Return nothing: the keys are a Mac's."""
         return ()
 
@@ -112,45 +120,15 @@ def usable_memory_bytes(memory_bytes: int) -> int:
 
 def parse_meminfo(text: str) -> Memory | None:
     """Return the memory that Linux's /proc/meminfo tells, or None where *text* lacks a part of it."""
-    kib = _kib(text)
+    kib = kib_values(text)
     if not kib.get("MemTotal") or "MemAvailable" not in kib:
         return None
     return Memory(total_bytes=kib["MemTotal"] * KIB, available_bytes=kib["MemAvailable"] * KIB)
 
 
-def _kib(text: str) -> dict[str, int]:
+def kib_values(text: str) -> dict[str, int]:
+    """Return the lines of Linux's /proc/meminfo as numbers of KiB."""
     return {key: int(count) for key, count in re.findall(r"^(\w+):\s*([0-9]{1,15}) kB$", text, re.MULTILINE)}
-
-
-def parse_swap(text: str) -> MemoryState:
-    """Return the use of swap that Linux's /proc/meminfo tells."""
-    kib = _kib(text)
-    if not {"SwapTotal", "SwapFree"} <= kib.keys():
-        return MemoryState()
-    used_kib = max(0, kib["SwapTotal"] - kib["SwapFree"])
-    return MemoryState(swap_used_bytes=used_kib * KIB, swap_total_bytes=kib["SwapTotal"] * KIB)
-
-
-def parse_mounts(text: str, path: Path) -> Disk:
-    """Return the volume of *path*, which exists and has no links in it, from Linux's /proc/self/mounts."""
-    best: tuple[int, str, str] | None = None
-    for line in text.splitlines():
-        words = line.split(" ")
-        if len(words) < 3:  # noqa: PLR2004
-            continue
-        mount = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), words[1]))
-        # A later line covers an earlier one at the same place.
-        if path.is_relative_to(mount) and (best is None or len(mount.parts) >= best[0]):
-            best = (len(mount.parts), words[0], words[2])
-    if best is None:
-        return Disk()
-    _, device, file_system = best
-    return Disk(
-        kind="network" if file_system in _NETWORK_FILE_SYSTEMS else None, file_system=file_system, connection=device
-    )
-
-
-_NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "9p", "fuse.sshfs", "fuse.rclone"}
 
 
 def parse_cgroup_bytes(text: str) -> int | None:

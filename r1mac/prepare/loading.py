@@ -5,35 +5,42 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from r1mac.machine.base import Machine
 from r1mac.plan.fit import MemoryPlan
 from r1mac.prepare.files import PrepareEvent, Progress
+from r1mac.prepare.planning import Judgement
 from r1mac.prepare.target import Target, described
 
 if TYPE_CHECKING:
     from r1mac.engine.load import Engine
+    from r1mac.prepare.black_box import Recording
 
 
 @contextlib.contextmanager
-def memory_held(target: Target, plan: MemoryPlan, *, force: bool = False) -> Iterator[None]:
-    """Hold what *plan* needs while the block loads and runs the model.
+def memory_held(judgement: Judgement, machine: Machine, *, force: bool = False) -> "Iterator[Recording]":
+    """Hold what the plan needs while the block loads and runs the model.
 
-    Other r1mac processes are told, and MLX gets its limits, once for this process.
+    Other r1mac processes are told, MLX gets its limits, once for this process, and a record is kept for the case
+    that this computer goes down with it.
 
     Raises:
         DoesNotFit: another r1mac process holds too much for both; *force* goes on knowingly.
     """
     from r1mac.engine.limits import limited
     from r1mac.machine.occupancy import occupy
+    from r1mac.prepare.black_box import recorded
 
+    plan, title = judgement.plan, described(judgement.wish.target)
     held = occupy(
-        described(target),
+        title,
         planned_bytes=plan.total_bytes,
         budget_bytes=plan.budget_bytes,
         wired_limit_bytes=plan.limit_bytes,
         force=force,
     )
-    with held, limited(plan):
-        yield
+    command = judgement.wish.command_line("run").removeprefix("r1mac run ")
+    with recorded(plan, machine, command=command, title=title) as recording, held, limited(plan):
+        yield recording
 
 
 def load(target: Target, plan: MemoryPlan, folder: Path) -> Generator[PrepareEvent, None, "Engine"]:

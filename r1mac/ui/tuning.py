@@ -65,18 +65,14 @@ def status_rows(
         estimated = ", estimated" if limits.default_is_estimated else ""
         yield "macOS's own", f"{format_memory(limits.default_bytes)}{estimated}"
     left = format_memory(hardware.memory_bytes - (limits.highest_mib * MIB or limits.default_bytes))
-    most = (
-        f"up to {limit_text(limits.highest_mib, limits)}" if limits.highest_mib else "nothing above macOS's own limit"
-    )
+    most = f"up to {limit_text(limits.highest_mib, limits)}" if limits.highest_mib else "nothing above macOS's own"
     yield "r1mac sets", f"{most}, which leaves macOS {left}"
     if limits.too_high:
         yield "danger", f"macOS has less than 4 GiB left; {limits.bearable_mib} MiB is the most that this Mac can bear"
     yield from _named_once("each start", list(_at_each_start(state)))
     if state.daemon_mib not in {None, state.limit_mib}:
-        yield (
-            "drift",
-            f"r1mac's daemon sets {state.daemon_mib} MiB at each start, and now it is {state.limit_mib or 'unset'}",
-        )
+        now = f"{state.limit_mib} MiB" if state.limit_mib else "macOS's own"
+        yield "drift", f"r1mac's daemon sets {state.daemon_mib} MiB at each start, and now it is {now}"
     yield from _named_once("running", [_holder_text(holder, hardware) for holder in holders])
     if journal is not None:
         before = f"{journal.limit_mib} MiB" if journal.limit_mib else "macOS's own limit"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1mac.machine.generic import GenericMachine, parse_mounts, parse_swap
+from r1mac.machine.generic import GenericMachine
+from r1mac.machine.generic_readings import parse_mounts, parse_swap
 from r1mac.machine.readings import Boot, Disk, MemoryState, Readings
 from r1mac.units import KIB
 

@@ -253,16 +253,16 @@ def test_no_proposal_is_dangerous(memory_gib, macos, model, bits, context_tokens
     tuning = tune(model, hardware, bits=bits, context_tokens=context_tokens, kv_bits=kv_bits, reserve_bytes=reserve)
 
     if tuning.wired_limit_mib is None:
-        assert (
-            not tuning.plan.fits or tuning.plan.limit_bytes == hardware.wired_limit_bytes <= limits.bearable_mib * MIB
-        )
+        if tuning.plan.fits:
+            assert tuning.plan.limit_bytes == hardware.wired_limit_bytes
+            assert tuning.plan.limit_bytes <= max(limits.bearable_mib * MIB, limits.default_bytes)
         return
     assert tuning.plan.fits
     if tuning.wired_limit_mib == 0:
         assert tuning.plan.limit_bytes == limits.default_bytes
         return
     limit_bytes = tuning.wired_limit_mib * MIB
-    own = set_gib * 1024 if set_gib * 1024 <= limits.bearable_mib else 0
+    own = 0 if limits.too_high else set_gib * 1024
     assert limit_bytes > limits.default_bytes
     assert limit_bytes <= memory_gib * GIB - 4 * GIB
     assert tuning.wired_limit_mib <= max(limits.highest_mib, own)
