@@ -1,13 +1,17 @@
 """How every command that loads a model begins: find, plan, fetch and load it, and tell the person what goes on."""
 
 import contextlib
+import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import click
 
 from r1mac.machine import detect
 from r1mac.prepare.files import ensure_files
 from r1mac.prepare.loading import load, memory_held
 from r1mac.prepare.planning import Judgement, judge
-from r1mac.prepare.target import described, resolve
+from r1mac.prepare.target import described, resolve, settings_name
 from r1mac.prepare.unfinished import mark_told, unfinished
 from r1mac.settings import Settings
 from r1mac.ui import console
@@ -35,6 +39,8 @@ def start(
     if talkative:
         _tell_of_unfinished_runs(machine)
     judgement = judge(target, chosen, machine.profile())
+    if talkative and not force and judgement.fits_when_tuned and sys.stdin.isatty() and sys.stderr.isatty():
+        judgement = _offer_to_tune(judgement, chosen, machine)
     _require(judgement, force=force)
     with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
         folder = display.run(ensure_files(target, chosen, machine, on_wait=display.wait))
@@ -56,6 +62,36 @@ def _require(judgement: Judgement, *, force: bool) -> None:
     if not plan.fits:
         short = format_memory(plan.total_bytes - plan.budget_bytes)
         console.note(f"this needs {short} more than this machine should give; going on, as --force says")
+
+
+def _offer_to_tune(judgement: Judgement, chosen: Settings, machine: "Machine") -> Judgement:
+    """Ask whether to raise the limit that alone is in the way, and return the judgement under what is set then.
+
+    Raises:
+        NeedsAdmin, UnsupportedMachine: the limit was not set; nothing is changed.
+    """
+    from r1mac.prepare.tuning import apply, kept_settings, propose
+
+    wish, plan = judgement.wish, judgement.plan
+    tuning = propose(wish, judgement.hardware, kv_bits=chosen.kv_bits)
+    if not tuning.plan.fits or not tuning.wired_limit_mib:
+        return judgement
+    console.note(
+        f"{described(wish.target)} needs {format_memory(plan.total_bytes)}, and macOS lets the GPU use "
+        f"{format_memory(plan.budget_bytes)} of {format_memory(judgement.hardware.memory_bytes)}"
+    )
+    question = (
+        f"Raise that limit to {tuning.wired_limit_mib} MiB until this Mac starts again? sudo asks for a password."
+    )
+    if not click.confirm(question, err=True):
+        return judgement
+    name, settings = settings_name(wish.target), kept_settings(wish, tuning)
+    outcome = apply(machine, tuning, model=name, settings=settings, persist=False)
+    console.note(f"the limit is {outcome.after.limit_mib} MiB now; `r1mac tune --undo` puts back what it was")
+    for note in outcome.notes:
+        console.note(note)
+    # What tune keeps for this model counts now, as it will the next time.
+    return judge(wish.target, replace(chosen, models={**chosen.models, name: settings}), machine.profile())
 
 
 def _tell_of_unfinished_runs(machine: "Machine") -> None:

@@ -87,9 +87,7 @@ def command(
             )
         return _show_status(machine, reserve_bytes, advise=not status, as_json=as_json)
     chosen = settings_module.load(bits=bits, kv_bits=kv_bits, context_tokens=context_tokens)
-    # What tune kept for a model is its own answer, not a wish.
-    chosen = replace(chosen, models={})
-    judgement, tuning = _propose(model, chosen, machine.profile(), reserve_bytes)
+    judgement, tuning = _propose(model, chosen, machine, reserve_bytes)
     if not (do_apply or persist):
         return _show(judgement, tuning, reserve_bytes, as_json=as_json)
     _require(judgement, tuning)
@@ -98,24 +96,16 @@ def command(
 
 
 def _propose(
-    model: str, chosen: settings_module.Settings, hardware: "HardwareProfile", reserve_bytes: int | None
+    model: str, chosen: settings_module.Settings, machine: "Machine", reserve_bytes: int | None
 ) -> "tuple[Judgement, Tuning]":
-    from r1mac.plan.tune import choose
     from r1mac.prepare.planning import judge
     from r1mac.prepare.target import resolve
+    from r1mac.prepare.tuning import propose
 
-    judgement = judge(resolve(model, chosen), chosen, hardware)
-    wish = judgement.wish
-    tuning = choose(
-        wish.arch,
-        hardware,
-        stored_bytes=wish.stored_bytes,
-        context_tokens=wish.context_tokens,
-        kv_bits=chosen.kv_bits,
-        reserve_bytes=reserve_bytes,
-        scratch_factor=wish.scratch_factor,
-    )
-    return judgement, tuning
+    # What tune kept for a model is its own answer, not a wish.
+    chosen = replace(chosen, models={})
+    judgement = judge(resolve(model, chosen), chosen, machine.profile())
+    return judgement, propose(judgement.wish, judgement.hardware, kv_bits=chosen.kv_bits, reserve_bytes=reserve_bytes)
 
 
 def _show(judgement: "Judgement", tuning: "Tuning", reserve_bytes: int | None, *, as_json: bool) -> int:
@@ -150,12 +140,12 @@ def _apply_line(judgement: "Judgement", reserve_bytes: int | None) -> str:
 
 
 def _require(judgement: "Judgement", tuning: "Tuning") -> None:
-    """Raise if no limit makes it fit.
+    """Raise if no limit makes it fit, or the model does not know so long a context.
 
     Raises:
         DoesNotFit: with the numbers; the hint names what can be run here.
     """
-    if not tuning.plan.fits:
+    if not tuning.plan.fits or tuning.context_tokens > judgement.wish.arch.max_context_tokens:
         judgement.require()
         raise DoesNotFit(tuning.reasons[-1], hint="choose fewer --bits or a smaller model")
 
@@ -189,17 +179,11 @@ def _ask(tuning: "Tuning", hardware: "HardwareProfile", reserve_bytes: int | Non
 
 
 def _apply(machine: "Machine", judgement: "Judgement", tuning: "Tuning", *, persist: bool, as_json: bool) -> int:
-    from r1mac.prepare.preferences import model_name
-    from r1mac.prepare.tuning import apply
+    from r1mac.prepare.target import settings_name
+    from r1mac.prepare.tuning import apply, kept_settings
 
-    kept = {
-        "bits": judgement.wish.target.bits,
-        "context_tokens": tuning.context_tokens,
-        "kv_bits": tuning.kv_bits,
-        "prefill_step_tokens": tuning.prefill_step_tokens,
-    }
-    settings = {name: value for name, value in kept.items() if value is not None}
-    model = model_name(judgement.wish.target)
+    settings = kept_settings(judgement.wish, tuning)
+    model = settings_name(judgement.wish.target)
     if tuning.wired_limit_mib is not None or persist:
         _say_sudo()
     outcome = apply(machine, tuning, model=model, settings=settings, persist=persist)

@@ -132,8 +132,7 @@ def check_models(examination: Examination) -> Iterator[CheckResult]:
         return
     for model in examination.models:
         target = _target(model, examination.settings)
-        settings = examination.settings.for_model(target.spec.key if target.spec else model.name)
-        judgement = judge(target, settings, hardware)
+        judgement = judge(target, examination.settings, hardware)
         plan = judgement.plan
         needs = f"{format_memory(plan.total_bytes)} with {plan.context_tokens} tokens of context"
         if judgement.can_run:
@@ -157,7 +156,7 @@ def _target(model: StoredModel, settings: Settings) -> Target:
     """Return what a stored model is, with its catalog entry if it has one: then more can be advised."""
     match = re.fullmatch(r"(.+)-([0-9]{1,2})bit", model.name)
     if match and find(match[1]) is not None:
-        target = resolve(match[1], replace(settings, bits=int(match[2])))
+        target = resolve(match[1], replace(settings, bits=int(match[2]), firm=settings.firm | {"bits"}))
         if target.store_name == model.name:
             return target
     return Target(title=model.name, store_name=model.name)

@@ -9,10 +9,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from r1mac.errors import UnsupportedMachine
-from r1mac.machine.admin import run_as_admin
 from r1mac.machine.base import HardwareProfile, Machine
 from r1mac.machine.chips import find_chip
 from r1mac.machine.command import Run, run_command
@@ -29,8 +28,10 @@ from r1mac.machine.darwin_readings import (
 )
 from r1mac.machine.disk import existing_parent, free_disk_bytes
 from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thunderbolt
-from r1mac.machine.wired_limit import WiredLimit
 from r1mac.units import GIB, MIB, format_memory
+
+if TYPE_CHECKING:
+    from r1mac.machine.wired_limit import WiredLimit
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class DarwinMachine(Machine):
         self,
         *,
         run: Run = run_command,
-        run_as_admin: Run = run_as_admin,
+        run_as_admin: Run | None = None,
         platform_machine: str | None = None,
         root: Path = Path("/"),
     ) -> None:
@@ -134,9 +135,12 @@ class DarwinMachine(Machine):
         """Return what would set the GPU's memory when this Mac starts."""
         return read_startup_settings(self._root)
 
-    def wired_limit(self) -> WiredLimit:
+    def wired_limit(self) -> "WiredLimit":
         """Return the limit of what the GPU may hold, to read and to set."""
-        return WiredLimit(run=self._run, run_as_admin=self._run_as_admin, root=self._root)
+        from r1mac.machine.admin import run_as_admin
+        from r1mac.machine.wired_limit import WiredLimit
+
+        return WiredLimit(run=self._run, run_as_admin=self._run_as_admin or run_as_admin, root=self._root)
 
 
 def parse_gpu_core_count(text: str) -> int | None:

@@ -6,6 +6,7 @@ from r1mac.catalog.arch import ArchSpec
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.compute import Compute, choose_compute, loaded_weight_bytes
 from r1mac.plan.memory import kv_bytes_per_token, kv_cache_bytes, prefill_scratch_bytes
+from r1mac.units import GIB
 
 # Long enough for the thoughts that R1's own scores were measured with.
 DEFAULT_CONTEXT_TOKENS = 32_768
@@ -29,7 +30,7 @@ class MemoryPlan:
         kv_bits: width of the cache's values; 16 is the type that the model computes in.
         prefill_scratch_bytes: the most that reading the prompt holds beside both.
         reserve_bytes: what is left free of the limit.
-        limit_bytes: the machine's wired limit, or its memory where there is none.
+        limit_bytes: the machine's wired limit as far as it can be used, or its memory where there is none.
         max_context_tokens: the longest context that would fit; 0 if the weights alone do not.
     """
 
@@ -79,12 +80,13 @@ def fit(
     fit.
     """
     compute = choose_compute(arch, hardware)
-    reserve = hardware.wired_limit_bytes // _RESERVE_SHARE
+    limit = _usable_limit_bytes(hardware)
+    reserve = limit // _RESERVE_SHARE
     value_bytes = 2 if compute is Compute.AS_STORED else 4
     needs = _ContextNeeds(arch, hardware, value_bytes=value_bytes, kv_bits=kv_bits, scratch_factor=scratch_factor)
 
     def room(compute: Compute) -> int:
-        return hardware.wired_limit_bytes - reserve - loaded_weight_bytes(arch, stored_bytes, compute)
+        return limit - reserve - loaded_weight_bytes(arch, stored_bytes, compute)
 
     # Dequantising is for speed only: a context that it leaves no room for goes before it.
     longest = needs.longest_context(room(Compute.FLOAT32 if compute is Compute.DEQUANTIZED else compute))
@@ -104,10 +106,21 @@ def fit(
         prefill_step_tokens=step,
         prefill_scratch_bytes=needs.scratch_bytes(context, step),
         reserve_bytes=reserve,
-        limit_bytes=hardware.wired_limit_bytes,
+        limit_bytes=limit,
         max_context_tokens=longest,
         compute=compute,
     )
+
+
+def _usable_limit_bytes(hardware: HardwareProfile) -> int:
+    """Return the limit to plan with: the kernel takes any number, also one above the memory that there is.
+
+    macOS needs 4 GiB for itself; its own limit leaves it less on small Macs only, and is at most 0.84 of the memory.
+    """
+    if hardware.wired_limit_source != "override":
+        return hardware.wired_limit_bytes
+    bearable = max(hardware.memory_bytes - 4 * GIB, hardware.memory_bytes * 84 // 100)
+    return min(hardware.wired_limit_bytes, bearable)
 
 
 class _ContextNeeds:

@@ -9,7 +9,7 @@ from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import MemoryPlan
 from r1mac.plan.memory import Quantization, weight_bytes
 from r1mac.prepare.remedies import Remedy, binding_limit, find_remedies, most_bits
-from r1mac.prepare.target import Target, described, find_stored
+from r1mac.prepare.target import Target, described, find_stored, settings_name
 from r1mac.prepare.wish import Wish
 from r1mac.settings import Settings
 from r1mac.units import MIB, format_memory
@@ -85,7 +85,7 @@ def judge(target: Target, settings: Settings, hardware: HardwareProfile) -> Judg
         R1MacError: it has to be asked for on the Hub, and that failed.
     """
     arch, stored_bytes = _shape(target, settings)
-    settings = settings.for_model(target.spec.key if target.spec else target.store_name or "")
+    settings = settings.for_model(settings_name(target))
     context = settings.context_tokens
     if context is not None and "context_tokens" not in settings.said:
         # A preference for all models; only what was asked for this one may be refused.

@@ -7,14 +7,6 @@ from typing import Any
 
 from r1mac.errors import BadSettings
 from r1mac.prepare.journal import ConfigChange, write_whole
-from r1mac.prepare.target import Target
-
-
-def model_name(target: Target) -> str:
-    """Return the name of *target*'s table in config.toml."""
-    if target.spec is not None:
-        return target.spec.key
-    return target.store_name or str(target.folder)
 
 
 def read_config(path: Path) -> str | None:

@@ -55,7 +55,7 @@ def resolve(name: str, settings: Settings) -> Target:
     if is_path and not path.exists():
         raise UnknownModel(f"there is no folder {path}", hint="check the path")
     if spec := find(name):
-        return _catalog_target(spec, settings.bits or spec.default_bits)
+        return _catalog_target(spec, settings.for_model(spec.key).bits or spec.default_bits)
     if path.is_file():
         import shlex
 
@@ -88,6 +88,13 @@ def typed_name(target: Target) -> str:
 
         return shlex.quote(str(target.folder))
     return target.repo or target.convert_from or target.title
+
+
+def settings_name(target: Target) -> str:
+    """Return the name of *target*'s own table in config.toml."""
+    if target.spec is not None:
+        return target.spec.key
+    return target.store_name or str(target.folder)
 
 
 def _is_stored_quantized(repo: str, settings: Settings) -> bool:

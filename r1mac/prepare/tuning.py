@@ -12,6 +12,7 @@ from r1mac.plan.memory import Quantization, weight_bytes
 from r1mac.plan.tune import Limits, Tuning, choose, limits_of
 from r1mac.prepare.journal import Journal, load_journal, save_journal
 from r1mac.prepare.preferences import extended, read_config, undone, with_values, write_config
+from r1mac.prepare.wish import Wish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,38 @@ class Outcome:
     before: WiredState
     after: WiredState
     notes: tuple[str, ...] = ()
+
+
+def propose(
+    wish: Wish, hardware: HardwareProfile, *, kv_bits: int | None = None, reserve_bytes: int | None = None
+) -> Tuning:
+    """Return what *wish* should get on this Mac.
+
+    Args:
+        wish: the model, and the context if one was asked for.
+        hardware: this Mac.
+        kv_bits: the width of the cache's values, if one was asked for.
+        reserve_bytes: what macOS is to keep, if not the policy's own; never less than 4 GiB.
+    """
+    return choose(
+        wish.arch,
+        hardware,
+        stored_bytes=wish.stored_bytes,
+        context_tokens=wish.context_tokens,
+        kv_bits=kv_bits,
+        reserve_bytes=reserve_bytes,
+        scratch_factor=wish.scratch_factor,
+    )
+
+
+def kept_settings(wish: Wish, tuning: Tuning) -> dict[str, int]:
+    """Return what config.toml keeps of *tuning* for run and serve."""
+    bits = {} if wish.target.bits is None else {"bits": wish.target.bits}
+    return bits | {
+        "context_tokens": tuning.context_tokens,
+        "kv_bits": tuning.kv_bits,
+        "prefill_step_tokens": tuning.prefill_step_tokens,
+    }
 
 
 def largest_model(hardware: HardwareProfile, *, reserve_bytes: int | None = None) -> tuple[ModelSpec, Tuning] | None:

@@ -15,6 +15,8 @@ from r1mac.units import format_memory
 
 # A lower plan takes at least a tenth less: the share of its limit that macOS needs to stay out of trouble.
 _LOWER_SHARE = 0.9
+# Nobody runs out of memory with so small a share of it.
+_LITTLE_SHARE = 0.25
 # Codes of 8 bits with a scale and a bias for 64 or, at worst, 32 of them, in place of 16 bits.
 _KV8_SHARE = 9 / 16
 
@@ -51,6 +53,8 @@ class Unfinished:
 
     def advice(self) -> str:
         """Return what would make the next run safer."""
+        if self.record.total_bytes < _LITTLE_SHARE * self.record.limit_bytes:
+            return "that was little of this computer's memory, so memory was hardly the reason"
         lower = lower_plan(self.record)
         if lower is None:
             return "its weights are most of that: take fewer --bits or a smaller model (`r1mac plan` lists what fits)"

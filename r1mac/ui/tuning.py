@@ -27,7 +27,7 @@ def tuning_rows(tuning: Tuning, plan_now: MemoryPlan, hardware: HardwareProfile,
     yield "wired limit", f"{now}, stays" if tuning.wired_limit_mib is None else f"{now} -> {then}"
     if plan.fits:
         memory_bytes = hardware.memory_bytes
-        left = (format_memory(max(0, memory_bytes - limit)) for limit in (plan_now.limit_bytes, plan.limit_bytes))
+        left = (format_memory(max(0, memory_bytes - limit)) for limit in (hardware.wired_limit_bytes, plan.limit_bytes))
         yield "left to macOS", _change(*left)
         if not plan_now.fits:
             yield "fits now", "no"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pexpect
@@ -231,6 +232,11 @@ def test_a_model_that_no_limit_helps(mac, home):
     changes_nothing(mac, home, "671b", "--apply", code=4, words=("needs 356.9 GiB", "r1mac run 70b"))
 
 
+def test_a_context_that_the_model_does_not_know(mac, home):
+    changes_nothing(mac, home, "8b", "--context", "999999", "--apply", code=4, words=("131072", "--context"))
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="this is a Mac")
 def test_this_computer_is_no_mac(r1mac):
     """On Linux there is nothing to tune, whatever is asked."""
     for arguments in (["tune"], ["tune", "70b"], ["tune", "70b", "--apply"], ["tune", "--status"], ["tune", "--undo"]):

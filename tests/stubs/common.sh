@@ -9,7 +9,7 @@ printf '%s\n' "${call%%
 *}" >>"$state/calls" # a script after -c has many lines
 if [ -e "$state/kill-at" ] && [ "$(wc -l <"$state/calls")" -ge "$(cat "$state/kill-at")" ]; then
     rm "$state/kill-at"
-    kill -9 -- "-$(cat "$state/group")"
+    kill -9 "-$(cat "$state/group")"
 fi
 is_root() { [ "${MAC_ROOT:-}" = yes ]; }
 has_fault() { [ -e "$state/faults/$1" ]; }

@@ -233,9 +233,9 @@ def test_sweep_clears_only_trash(store):
 def test_second_process_waits_and_finds_the_model(store):
     """Of two processes that make the same model one works; the other says that it waits, then finds it made."""
     context = multiprocessing.get_context("spawn")
-    inside, results = context.Event(), context.Queue()
-    first = context.Process(target=_build_slowly, args=(store.root, inside))
-    second = context.Process(target=_build_after_waiting, args=(store.root, results))
+    inside, waiting, results = context.Event(), context.Event(), context.Queue()
+    first = context.Process(target=_build_until_waited_for, args=(store.root, inside, waiting))
+    second = context.Process(target=_build_after_waiting, args=(store.root, waiting, results))
     first.start()
     assert inside.wait(30)
     second.start()
@@ -301,20 +301,23 @@ def test_wrong_manifest_is_refused(tmp_path, change):
         parse_manifest(json.dumps(data | change))
 
 
-def _build_slowly(root, inside):
-    import time
-
+def _build_until_waited_for(root, inside, waiting):
     with Store(root).building("r1") as folder:
         inside.set()
-        time.sleep(1.0)
+        waiting.wait(30)
         (folder / "model.safetensors").write_bytes(b"from the first")
         write_manifest(folder, describe(folder, source="s", revision=None, bits=None))
 
 
-def _build_after_waiting(root, results):
+def _build_after_waiting(root, waiting, results):
     waited = []
+
+    def on_wait(name):
+        waited.append(name)
+        waiting.set()
+
     try:
-        with Store(root).building("r1", on_wait=waited.append, wait_seconds=20):
+        with Store(root).building("r1", on_wait=on_wait, wait_seconds=20):
             found = Store(root).get("r1") is not None
     except R1MacError as error:
         found = error.problem

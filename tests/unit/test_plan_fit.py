@@ -233,3 +233,13 @@ def test_a_long_context_goes_before_dequantising(context_tokens, compute):
 
     assert plan.fits
     assert plan.compute is compute
+
+
+@pytest.mark.parametrize("limit_gib", [62, 64, 1000])
+def test_a_limit_above_what_macos_can_bear_is_not_planned_with(limit_gib):
+    """The kernel takes any number for its limit; memory that is not there is in no plan."""
+    hardware = mac("Apple M5 Pro", memory_gib=64, wired_limit_mib=limit_gib * 1024)
+    plan = plan_of("70b", hardware, bits=8)
+
+    assert plan.limit_bytes == 60 * GIB
+    assert not plan.fits

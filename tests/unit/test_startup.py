@@ -25,6 +25,7 @@ HEAVY = {
     "jinja2",
     "gguf",
     "psutil",
+    "tomlkit",
 }
 _PROBE = """
 import json, sys
@@ -61,6 +62,8 @@ def started(*arguments: str) -> tuple[int, set[str]]:
         (["--version"], {0}),
         (["plan", "--help"], {0}),
         (["run", "--help"], {0}),
+        (["tune", "--help"], {0}),
+        (["tune", "70b"], {0, 4, 8}),  # 8 where the machine of the test is no Mac
         (["plan", "70b"], {0, 4}),  # 4 where the machine of the test is too small for it
         (["plan", "1.5b", "--json"], {0, 4}),
         (["list"], {0}),
