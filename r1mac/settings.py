@@ -37,7 +37,8 @@ class Settings:
         top_p: nucleus of the sampler.
         models_dir: the model store.
         said: the names that the command line gave, which bind more than a preference does.
-        firm: the names that the command line or a variable gave, which hold for every model.
+        unsaid: what the command line's values stand in place of.
+        firm: the names that a variable gave, which hold for every model, as those that were said do.
         models: what config.toml says for one model alone, such as ``[models."r1-distill-70b"]``.
     """
 
@@ -50,13 +51,25 @@ class Settings:
     top_p: float | None = None
     models_dir: Path = field(default_factory=paths.models_dir)
     said: frozenset[str] = frozenset()
+    unsaid: Mapping[str, Any] = field(default_factory=dict)
     firm: frozenset[str] = frozenset()
     models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
-    def for_model(self, name: str) -> "Settings":
-        """Return the settings of the model *name*, its key in the catalog or its name in the store."""
-        own = {key: value for key, value in self.models.get(name, {}).items() if key not in self.firm}
+    def for_model(self, *names: str, bits: int | None = None) -> "Settings":
+        """Return the settings of the model that has these *names*, in the catalog or in the store.
+
+        What its table keeps was chosen for weights of the table's width: at other *bits* only what all widths
+        share is taken.
+        """
+        table = next((self.models[name] for name in names if name in self.models), {})
+        own = {key: value for key, value in table.items() if key not in self.firm | self.said}
+        if bits is not None and table.get("bits", bits) != bits:
+            own = {key: value for key, value in own.items() if key not in _BOUND_TO_BITS}
         return replace(self, **own)
+
+    def without_flags(self) -> "Settings":
+        """Return what holds where the command line says nothing."""
+        return replace(self, **self.unsaid, said=frozenset(), unsaid={})
 
 
 def load(environ: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
@@ -76,9 +89,13 @@ def load(environ: Mapping[str, str] = os.environ, **flags: Any) -> Settings:
         for name in _KINDS
         if (value := environ.get(f"R1MAC_{name.upper()}")) is not None
     }
-    settings = _apply(settings, variables)
+    settings = replace(_apply(settings, variables), firm=frozenset(variables))
     said = {name: (value, _flag(name)) for name, value in flags.items() if value is not None}
-    return replace(_apply(settings, said), said=frozenset(said), firm=frozenset(said) | frozenset(variables))
+    unsaid = {name: getattr(settings, name) for name in said}
+    return replace(_apply(settings, said), said=frozenset(said), unsaid=unsaid)
+
+
+_BOUND_TO_BITS = {"bits", "kv_bits", "context_tokens", "prefill_step_tokens"}
 
 
 def _flag(name: str) -> str:
@@ -96,7 +113,7 @@ _KINDS: dict[str, type] = {
     "top_p": float,
     "models_dir": Path,
 }
-assert set(_KINDS) == {item.name for item in fields(Settings)} - {"said", "firm", "models"}
+assert set(_KINDS) == {item.name for item in fields(Settings)} - {"said", "unsaid", "firm", "models"}
 
 
 def _config_values(path: Path) -> tuple[dict[str, tuple[object, str]], dict[str, dict[str, Any]]]:

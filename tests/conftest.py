@@ -4,7 +4,12 @@ import os
 import socket
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A test is as fast as the machine allows; how fast, no test says.
+hypothesis.settings.register_profile("r1mac", deadline=None)
+hypothesis.settings.load_profile("r1mac")
 
 
 @pytest.fixture(autouse=True)

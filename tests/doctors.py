@@ -29,6 +29,7 @@ def examination(
     device: Device | str | None = None,
     models_dir: Path = Path("/nowhere/models"),
     settings_error: Any = None,
+    models: Mapping[str, Mapping[str, Any]] | None = None,
     **state: Any,
 ) -> Examination:
     """Return the examination of a computer with this profile; *state* is what FakeMachine takes."""
@@ -37,7 +38,7 @@ def examination(
     )
     return Examination(
         FakeMachine(profile, **{"boot": BOOT, **state}),
-        Settings(models_dir=models_dir),
+        Settings(models_dir=models_dir, models=models or {}),
         settings_error=settings_error,
         device=lambda: known,
         now_s=NOW_S,

@@ -46,7 +46,7 @@ class LatentAttention(NamedTuple):
 
 
 class ExpertSpec(NamedTuple):
-    """The mixture of experts of the layers from *first_layer* on."""
+    """The mixture of experts of the layers from *first_layer* on, chosen among the best of *group_count* groups."""
 
     routed_count: int
     shared_count: int
@@ -54,6 +54,7 @@ class ExpertSpec(NamedTuple):
     intermediate_size: int
     first_layer: int
     layer_stride: int
+    group_count: int = 1
 
 
 class TensorShape(NamedTuple):
@@ -186,6 +187,7 @@ def _experts(config: Mapping[str, Any]) -> ExpertSpec | None:
         intermediate_size=_count(config, "moe_intermediate_size"),
         first_layer=_count_or(config, "first_k_dense_replace", 0, least=0),
         layer_stride=_count_or(config, "moe_layer_freq", 1, least=1),
+        group_count=_count_or(config, "n_group", 1, least=1),
     )
 
 

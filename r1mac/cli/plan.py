@@ -50,19 +50,25 @@ def command(
 
         hardware = parse_mac(mac)
     if model is None:
-        return _show_family(hardware, chosen, answer_tokens, as_json=as_json)
-    return _show_model(model, hardware, chosen, answer_tokens, as_json=as_json)
+        return _show_family(hardware, chosen, answer_tokens, mac=mac, as_json=as_json)
+    return _show_model(model, hardware, chosen, answer_tokens, mac=mac, as_json=as_json)
 
 
 def _show_model(
-    model: str, hardware: "HardwareProfile", chosen: "Settings", answer_tokens: int | None, *, as_json: bool
+    model: str,
+    hardware: "HardwareProfile",
+    chosen: "Settings",
+    answer_tokens: int | None,
+    *,
+    mac: str | None,
+    as_json: bool,
 ) -> int:
     from r1mac.plan.report import as_rows, speed_rows
     from r1mac.prepare.planning import judge
     from r1mac.prepare.target import described, resolve
     from r1mac.ui import tables
 
-    judgement = judge(resolve(model, chosen), chosen, hardware)
+    judgement = judge(resolve(model, chosen), chosen, hardware, mac=mac)
     wish, plan = judgement.wish, judgement.plan
     answer_tokens = answer_tokens or wish.typical_answer_tokens
     if as_json:
@@ -105,17 +111,21 @@ def _show_json(judgement: "Judgement", answer_tokens: int) -> int:
     return exit_code
 
 
-def _show_family(hardware: "HardwareProfile", chosen: "Settings", answer_tokens: int | None, *, as_json: bool) -> int:
+def _show_family(
+    hardware: "HardwareProfile", chosen: "Settings", answer_tokens: int | None, *, mac: str | None, as_json: bool
+) -> int:
     from r1mac.plan.report import as_data, machine_row
     from r1mac.prepare.family import judge_family
     from r1mac.ui import family, tables
 
-    kv_bits = chosen.kv_bits or 16
-    judgements = judge_family(hardware, bits=chosen.bits, kv_bits=kv_bits, context_tokens=chosen.context_tokens)
+    judgements = list(judge_family(hardware, chosen, mac=mac))
     if not as_json:
         tables.show_facts([machine_row(hardware)])
         click.echo()
         tables.show_table(family.HEADER, list(family.as_rows(judgements, answer_tokens=answer_tokens)))
+        click.echo()
+        for line in family.legend(judgements, answer_tokens=answer_tokens):
+            click.echo(line)
         return 0
     import json
 

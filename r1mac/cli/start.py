@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import click
 
 from r1mac.machine import detect
+from r1mac.machine.occupancy import Holder, held_by
 from r1mac.prepare.files import ensure_files
 from r1mac.prepare.loading import load, memory_held
 from r1mac.prepare.planning import Judgement, judge
-from r1mac.prepare.target import described, resolve, settings_name
+from r1mac.prepare.target import described, resolve, settings_names
 from r1mac.prepare.unfinished import mark_told, unfinished
 from r1mac.settings import Settings
 from r1mac.ui import console
@@ -44,7 +45,8 @@ def start(
     _require(judgement, force=force)
     with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
         folder = display.run(ensure_files(target, chosen, machine, on_wait=display.wait))
-        recording = held.enter_context(memory_held(judgement, machine, force=force))
+        memory = memory_held(judgement, machine, force=force, on_others=_tell_of_others)
+        recording = held.enter_context(memory)
         engine = display.run(load(target, judgement.plan, folder))
     recording.enter("run")
     return judgement, engine
@@ -85,13 +87,17 @@ def _offer_to_tune(judgement: Judgement, chosen: Settings, machine: "Machine") -
     )
     if not click.confirm(question, err=True):
         return judgement
-    name, settings = settings_name(wish.target), kept_settings(wish, tuning)
+    name, settings = settings_names(wish.target)[0], kept_settings(wish, tuning)
     outcome = apply(machine, tuning, model=name, settings=settings, persist=False)
     console.note(f"the limit is {outcome.after.limit_mib} MiB now; `r1mac tune --undo` puts back what it was")
     for note in outcome.notes:
         console.note(note)
     # What tune keeps for this model counts now, as it will the next time.
     return judge(wish.target, replace(chosen, models={**chosen.models, name: settings}), machine.profile())
+
+
+def _tell_of_others(others: tuple[Holder, ...]) -> None:
+    console.note(f"r1mac already holds {held_by(others)}; going on, as --force says")
 
 
 def _tell_of_unfinished_runs(machine: "Machine") -> None:

@@ -70,29 +70,63 @@ def command(
 
     Without --apply nothing is changed. The limit is raised only as far as MODEL needs it, and macOS keeps a
     reserve. What is applied is noted first, so that --undo puts back exactly what there was. Context, KV cache
-    and prefill step are kept in config.toml for run and serve.
+    and prefill step are kept in config.toml for r1mac run.
     """
-    if do_undo + status + (do_apply or persist) > 1:
+    applies = "--persist" if persist else "--apply" if do_apply else None
+    if do_undo + status + (applies is not None) > 1:
         raise click.UsageError("--apply (or --persist), --undo and --status exclude each other.")
+    wishes = {"--context": context_tokens, "--bits": bits, "--kv-bits": kv_bits}
+    said = [name for name, value in wishes.items() if value is not None]
+    _refuse_what_has_no_effect(
+        model, said, applies=applies, do_undo=do_undo, status=status, reserves=reserve_bytes is not None, yes=yes
+    )
     machine = detect.detect()
     machine.wired_limit()  # refuses a computer that has none
     if do_undo:
-        if model is not None:
-            raise click.UsageError("--undo takes back all that tune did; leave out MODEL.")
         return _undo(machine, as_json=as_json)
-    if status or model is None:
-        if do_apply or persist:
-            raise click.UsageError(
-                f"Name a model to tune for: r1mac tune MODEL {'--persist' if persist else '--apply'}."
-            )
+    if applies is None:
+        machine.hush()  # a dangerous limit is in what is shown, with the way out
+    _require_possible(reserve_bytes, machine)
+    if model is None:
         return _show_status(machine, reserve_bytes, advise=not status, as_json=as_json)
     chosen = settings_module.load(bits=bits, kv_bits=kv_bits, context_tokens=context_tokens)
     judgement, tuning = _propose(model, chosen, machine, reserve_bytes)
-    if not (do_apply or persist):
+    if applies is None:
         return _show(judgement, tuning, reserve_bytes, as_json=as_json)
     _require(judgement, tuning)
     _ask(tuning, judgement.hardware, reserve_bytes, yes=yes, as_json=as_json)
     return _apply(machine, judgement, tuning, persist=persist, as_json=as_json)
+
+
+def _refuse_what_has_no_effect(
+    model: str | None, said: list[str], *, applies: str | None, do_undo: bool, status: bool, reserves: bool, yes: bool
+) -> None:
+    """Raise click.UsageError where something is said that the command would not heed."""
+    if yes and applies is None:
+        raise click.UsageError("--yes answers a question of --apply or --persist, and neither is here.")
+    if do_undo and (model is not None or said or reserves):
+        raise click.UsageError("--undo takes back all that tune did; leave out MODEL and what is said about it.")
+    if status and (model is not None or said):
+        raise click.UsageError("--status shows this Mac; leave out MODEL and what is said about it.")
+    if model is None and applies is not None:
+        raise click.UsageError(f"Name a model to tune for: r1mac tune MODEL {applies}.")
+    if model is None and said:
+        raise click.UsageError(f"{said[0]} is said about a model: name one (r1mac tune MODEL {said[0]} …).")
+
+
+def _require_possible(reserve_bytes: int | None, machine: "Machine") -> None:
+    """Raise click.UsageError if no limit would leave macOS so much."""
+    if reserve_bytes is None:
+        return
+    from r1mac.plan.tune import most_reserve_bytes
+    from r1mac.units import format_memory
+
+    most_bytes = most_reserve_bytes(machine.profile())
+    if reserve_bytes > most_bytes:
+        raise click.UsageError(
+            f"macOS's own limit leaves {format_memory(most_bytes)}, and r1mac sets none below it, so it cannot keep a "
+            f"reserve of {format_memory(reserve_bytes)}; leave out --reserve."
+        )
 
 
 def _propose(
@@ -117,21 +151,28 @@ def _show(judgement: "Judgement", tuning: "Tuning", reserve_bytes: int | None, *
     hardware = judgement.hardware
     limits = limits_of(hardware, reserve_bytes=reserve_bytes)
     title = described(judgement.wish.target)
-    apply_line = _apply_line(judgement, reserve_bytes) if tuning.plan.fits else None
+    next_line = _next_line(judgement, tuning, reserve_bytes)
     if as_json:
-        data = {"model": title, **report.tuning_data(tuning, judgement.plan, hardware, limits), "command": apply_line}
+        data = {"model": title, **report.tuning_data(tuning, judgement.plan, hardware, limits), "command": next_line}
         return _write_json(data, judgement, tuning)
     rows = [("model", title), *report.tuning_rows(tuning, judgement.plan, hardware, limits)]
-    if apply_line and tuning.wired_limit_mib is not None:
-        rows += [("next", f"{apply_line}  (until this Mac starts again; --persist: at each start)")]
-    elif apply_line:
-        rows += [("next", f"{apply_line}  (sets no limit; keeps these values for run and serve)")]
+    if next_line is not None and not tuning.plan.fits:
+        rows += [("next", f"{next_line}  (macOS's own limit, at once)")]
+    elif next_line is not None and tuning.wired_limit_mib is not None:
+        rows += [("next", f"{next_line}  (until this Mac starts again; --persist: at each start)")]
+    elif next_line is not None:
+        rows += [("next", f"{next_line}  (sets no limit; keeps these values for r1mac run)")]
     tables.show_facts(rows)
     _require(judgement, tuning)
     return 0
 
 
-def _apply_line(judgement: "Judgement", reserve_bytes: int | None) -> str:
+def _next_line(judgement: "Judgement", tuning: "Tuning", reserve_bytes: int | None) -> str | None:
+    """Return the command that brings what is proposed; None where nothing is."""
+    if not tuning.plan.fits:
+        from r1mac.machine.darwin import RESET_WIRED_LIMIT
+
+        return RESET_WIRED_LIMIT if tuning.wired_limit_mib == 0 else None
     reserve = ""
     if reserve_bytes is not None:
         whole_gib = reserve_bytes % GIB == 0
@@ -179,11 +220,11 @@ def _ask(tuning: "Tuning", hardware: "HardwareProfile", reserve_bytes: int | Non
 
 
 def _apply(machine: "Machine", judgement: "Judgement", tuning: "Tuning", *, persist: bool, as_json: bool) -> int:
-    from r1mac.prepare.target import settings_name
+    from r1mac.prepare.target import settings_names
     from r1mac.prepare.tuning import apply, kept_settings
 
     settings = kept_settings(judgement.wish, tuning)
-    model = settings_name(judgement.wish.target)
+    model = settings_names(judgement.wish.target)[0]
     if tuning.wired_limit_mib is not None or persist:
         _say_sudo()
     outcome = apply(machine, tuning, model=model, settings=settings, persist=persist)
@@ -244,21 +285,24 @@ def _show_status(machine: "Machine", reserve_bytes: int | None, *, advise: bool,
     from r1mac import paths
     from r1mac.machine.occupancy import holders
     from r1mac.plan.tune import limits_of
-    from r1mac.prepare.journal import load_journal
+    from r1mac.prepare.journal import UnreadableJournal, load_journal
     from r1mac.prepare.tuning import largest_model
     from r1mac.ui import tables
     from r1mac.ui import tuning as report
 
-    state = machine.wired_limit().read()
-    hardware = machine.profile()
-    limits = limits_of(hardware, reserve_bytes=reserve_bytes)
-    running, journal = holders(), load_journal(paths.tuning_file())
+    wired, hardware = machine.wired_limit(), machine.profile()
+    known = (hardware, limits_of(hardware, reserve_bytes=reserve_bytes), wired.read())
+    facts: dict[str, Any] = {"holders": holders(), "uninstall_command": wired.command_line("uninstall")}
+    try:
+        facts["journal"] = load_journal(paths.tuning_file())
+    except UnreadableJournal:
+        facts |= {"journal": None, "unreadable": paths.tuning_file()}
     if as_json:
         import json
 
-        click.echo(json.dumps(report.status_data(hardware, limits, state, holders=running, journal=journal), indent=2))
+        click.echo(json.dumps(report.status_data(*known, **facts), indent=2))
         return 0
-    rows = list(report.status_rows(hardware, limits, state, holders=running, journal=journal))
+    rows = list(report.status_rows(*known, **facts))
     if advise and (largest := largest_model(hardware, reserve_bytes=reserve_bytes)) is not None:
         spec, tuning = largest
         needs = "with a higher limit" if tuning.wired_limit_mib else "without a higher limit"

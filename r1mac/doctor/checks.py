@@ -10,6 +10,7 @@ CHECKS = (
     Check("MLX", computer.check_mlx),
     Check("wired limit", memory.check_wired_limit),
     Check("limit at start", memory.check_startup),
+    Check("tuning record", memory.check_tuning_record),
     Check("memory pressure", memory.check_pressure),
     Check("swap", memory.check_swap),
     Check("wired memory", memory.check_wired_memory),

@@ -56,6 +56,8 @@ def check_last_run(examination: Examination) -> Iterator[CheckResult]:
             name="last run",
             status="warn",
             found=run.describe(),
-            why="the same plan may end the same way",
-            fix=run.advice(),
+            why=run.advice() if run.needed_little else "the same plan may end the same way",
+            fix=f"`r1mac -v run {run.record.model}` says more if it happens again"
+            if run.needed_little
+            else run.advice(),
         )

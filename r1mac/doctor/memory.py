@@ -3,22 +3,17 @@
 import shlex
 from collections.abc import Iterator
 
+from r1mac import paths
 from r1mac.doctor.examination import CheckResult, Examination
 from r1mac.engine.device import Device
-from r1mac.machine.base import HardwareProfile
+from r1mac.machine.base import WIRED_LIMIT_KEY, HardwareProfile
+from r1mac.machine.darwin import RESET_WIRED_LIMIT
 from r1mac.machine.readings import StartupSetting
+from r1mac.machine.wired_limit import LABEL
 from r1mac.plan.tune import limits_of
+from r1mac.prepare.journal import UnreadableJournal, load_journal, set_aside
 from r1mac.units import format_memory
 
-_LIMIT_KEY = "iogpu.wired_limit_mb"
-_OWN_DAEMON = "dev.r1mac.gpu-wired-limit.plist"
-_RESET = f"sudo sysctl {_LIMIT_KEY}=0"
-_SOURCES = {
-    "override": f"set by {_LIMIT_KEY}",
-    "default": "macOS's default",
-    "estimated": "macOS's default, estimated",
-    "memory": "memory",
-}
 _STRANDED_SHARE = 0.5
 _SWAPPED_SHARE = 0.25
 
@@ -30,7 +25,7 @@ def check_wired_limit(examination: Examination) -> Iterator[CheckResult]:
         return
     limits = limits_of(mac)
     found = f"{format_memory(mac.wired_limit_bytes)} of {format_memory(mac.memory_bytes)}"
-    found += f" ({_SOURCES[mac.wired_limit_source]})"
+    found += f" ({mac.wired_limit_origin})"
     if limits.too_high:
         left = mac.memory_bytes - mac.wired_limit_bytes
         rest = f"only {format_memory(left)} remain for macOS" if left > 0 else "that is more than all of the memory"
@@ -39,7 +34,7 @@ def check_wired_limit(examination: Examination) -> Iterator[CheckResult]:
             status="fail",
             found=found,
             why=f"{rest}: with less than 4 GiB, Macs froze and crashed as a whole",
-            fix=f"{_RESET}, then `r1mac tune MODEL`",
+            fix=f"{RESET_WIRED_LIMIT}, then `r1mac tune MODEL`",
         )
     elif limits.set_mib and mac.wired_limit_bytes < limits.default_bytes:
         yield CheckResult(
@@ -47,7 +42,7 @@ def check_wired_limit(examination: Examination) -> Iterator[CheckResult]:
             status="warn",
             found=found,
             why=f"macOS by itself would allow {format_memory(limits.default_bytes)}",
-            fix=_RESET,
+            fix=RESET_WIRED_LIMIT,
         )
     else:
         yield CheckResult(name="wired limit", status="ok", found=found)
@@ -75,7 +70,9 @@ def _disagreements(examination: Examination, mac: HardwareProfile) -> Iterator[C
                 status="warn",
                 found=f"{holder.title} was started under a limit of {format_memory(holder.wired_limit_bytes)}",
                 why="a process keeps the limit that it found at its start",
-                fix=f"start it again: kill {holder.pid}",
+                fix=f"start it again: kill {holder.pid}"
+                if holder.is_own
+                else "another user of this Mac runs it and would have to start it again",
             )
 
 
@@ -88,23 +85,23 @@ def check_startup(examination: Examination) -> Iterator[CheckResult]:
     for setting in examination.startup_settings:
         if setting.path.suffix != ".plist":
             yield _unread(setting)
-        elif setting.key == _LIMIT_KEY:
+        elif setting.key == WIRED_LIMIT_KEY:
             yield _daemon(setting, set_mib, limits_of(mac).bearable_mib)
 
 
 def _unread(setting: StartupSetting) -> CheckResult:
-    exists = "" if setting.key == _LIMIT_KEY else f"; macOS knows no {setting.key}"
+    exists = "" if setting.key == WIRED_LIMIT_KEY else f"; macOS knows no {setting.key}"
     return CheckResult(
         name="limit at start",
         status="warn",
         found=f"{setting.path} has {setting.key}={setting.value}",
         why=f"macOS does not read that file, whatever some guides say{exists}",
-        fix=f"delete that line; `r1mac tune MODEL --apply --persist` sets {_LIMIT_KEY} at each start",
+        fix=f"delete that line; `r1mac tune MODEL --apply --persist` sets {WIRED_LIMIT_KEY} at each start",
     )
 
 
 def _daemon(setting: StartupSetting, set_mib: int, bearable_mib: int) -> CheckResult:
-    own = setting.path.name == _OWN_DAEMON
+    own = setting.path.stem == LABEL
     found = f"{setting.path.name} sets {setting.value} MiB"
     remove = "r1mac tune --undo" if own else f"sudo rm {shlex.quote(str(setting.path))}"
     if setting.value > bearable_mib:
@@ -125,6 +122,22 @@ def _daemon(setting: StartupSetting, set_mib: int, bearable_mib: int) -> CheckRe
             fix=f"restart this Mac, or remove it: {remove}",
         )
     return CheckResult(name="limit at start", status="ok", found=found)
+
+
+def check_tuning_record(examination: Examination) -> Iterator[CheckResult]:
+    """Say whether what tune noted before its first change can be read."""
+    if examination.mac is None:
+        return
+    try:
+        load_journal(paths.tuning_file())
+    except UnreadableJournal as error:
+        yield CheckResult(
+            name="tuning record",
+            status="warn",
+            found=error.problem,
+            why="`r1mac tune` changes and undoes nothing while it is there; without it, what was before is forgotten",
+            fix=set_aside(paths.tuning_file()),
+        )
 
 
 def check_pressure(examination: Examination) -> Iterator[CheckResult]:

@@ -71,6 +71,18 @@ def check_settings(examination: Examination) -> Iterator[CheckResult]:
         )
         return
     path = paths.config_file()
+    stored = {model.name for model in examination.models}
+    tables = examination.settings.models
+    unknown = [name for name in tables if find(name) is None and name not in stored and not Path(name).is_dir()]
+    if unknown:
+        yield CheckResult(
+            name="settings",
+            status="warn",
+            found=f"{path} has a table for {unknown[0]!r}, which is no model of the catalog or of this disk",
+            why="nothing reads it",
+            fix="correct the name (`r1mac list` and `r1mac plan` show the models), or delete the table",
+        )
+        return
     yield CheckResult(name="settings", status="ok", found=f"{path} is valid" if path.is_file() else "the defaults")
 
 

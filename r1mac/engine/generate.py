@@ -9,7 +9,6 @@ from mlx import nn
 
 from r1mac.engine.control import Control
 from r1mac.engine.events import Event, Finished, GenerationStats, PrefillProgress, TextDelta
-from r1mac.engine.kv import WIDE_BITS
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.request import GenerateRequest
 from r1mac.engine.sampling import make_sampler
@@ -17,6 +16,7 @@ from r1mac.engine.think import ThinkSplitter
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.engine.transcript import Transcript
 from r1mac.errors import DoesNotFit
+from r1mac.plan.memory import WIDE_BITS
 
 
 class Session:

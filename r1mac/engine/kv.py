@@ -6,9 +6,7 @@ import mlx.core as mx
 from mlx import nn
 
 from r1mac import mlx_lm_api
-from r1mac.plan.memory import CACHE_BLOCK_TOKENS, kv_group_size
-
-WIDE_BITS = 16
+from r1mac.plan.memory import CACHE_BLOCK_TOKENS, WIDE_BITS, kv_group_size
 
 
 def make_kv_cache(model: nn.Module, *, kv_bits: int = WIDE_BITS) -> list["LayerCache"]:
@@ -49,6 +47,11 @@ class LayerCache:
     def group_size(self) -> int | None:
         """How many values share a scale; None if they are not quantised."""
         return self._keys.group_size
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for *tokens* in all, so that a long prompt is not copied again at every step."""
+        self._keys.reserve(tokens, self.offset)
+        self._values.reserve(tokens, self.offset)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[Any, Any]:
         """Append rows and return all there are.
@@ -101,17 +104,31 @@ class _Rows:
         self.parts: list[mx.array] = []
         self.group_size: int | None = None
         self._bits = bits
+        self._room = 0
+
+    def reserve(self, tokens: int, used: int) -> None:
+        """Make room for *tokens*, in whole blocks, keeping the first *used*."""
+        if tokens <= self._room:
+            return
+        self._room = -(-tokens // CACHE_BLOCK_TOKENS) * CACHE_BLOCK_TOKENS
+        for index in range(len(self.parts)):
+            self.parts[index] = mx.pad(
+                self.parts[index][..., :used, :], [(0, 0), (0, 0), (0, self._room - used), (0, 0)]
+            )
+            # One at a time: left lazy, the copies of all layers would be alive beside their originals.
+            mx.eval(self.parts[index])
 
     def write(self, start: int, rows: mx.array) -> None:
         """Put *rows* at the token *start*, which is the end or before it."""
-        if not self.parts and self._bits != WIDE_BITS:
-            self.group_size = kv_group_size(rows.shape[-1])
+        end = start + rows.shape[2]
+        self.reserve(end, start)
+        if not self.parts:
+            self.group_size = kv_group_size(rows.shape[-1], self._bits)
         new = [rows]
         if self.group_size is not None:
             new = list(mx.quantize(rows, group_size=self.group_size, bits=self._bits))
-        end = start + rows.shape[2]
-        if not self.parts or end > self.parts[0].shape[2]:
-            self._grow(new, start, -(-end // CACHE_BLOCK_TOKENS) * CACHE_BLOCK_TOKENS)
+        if not self.parts:
+            self.parts = [mx.zeros((*piece.shape[:2], self._room, piece.shape[3]), piece.dtype) for piece in new]
         for part, piece in zip(self.parts, new, strict=True):
             part[..., start:end, :] = piece
 
@@ -126,18 +143,3 @@ class _Rows:
             return first
         scales, biases = rest
         return mx.dequantize(first, scales, biases, group_size=self.group_size, bits=self._bits)
-
-    def _grow(self, pattern: list[mx.array], used: int, room: int) -> None:
-        """Make room for *room* tokens, keeping the first *used*.
-
-        Each tensor is copied at once: left lazy, the copies of many layers would be alive together with the
-        originals, and beside the step's own scratch.
-        """
-        if not used:
-            self.parts = [mx.zeros((*piece.shape[:2], room, piece.shape[3]), piece.dtype) for piece in pattern]
-            return
-        for index, part in enumerate(self.parts):
-            widths = [(0, 0), (0, 0), (0, room - used), (0, 0)]
-            self.parts[index] = mx.pad(part[..., :used, :], widths)
-            del part
-            mx.eval(self.parts[index])

@@ -10,8 +10,8 @@ import mlx.core as mx
 from r1mac.plan.fit import MemoryPlan
 from r1mac.units import GIB, MIB
 
-# Beside weights and cache, what one step makes has to stay wired too.
-_WIRED_MARGIN_BYTES = 8 * GIB
+# What MLX holds beside the plan: its own tables, and the program's other arrays.
+_WIRED_MARGIN_BYTES = GIB
 # Freed buffers that are kept save an allocation for every operation; this much always pays.
 _LEAST_CACHE_BYTES = 256 * MIB
 
@@ -37,17 +37,17 @@ def choose_limits(plan: MemoryPlan, device_info: Mapping[str, Any]) -> MLXLimits
     Weights are wired when the plan takes half of the computer's memory or more: left alone, macOS compresses a
     model of that size under pressure and decodes it tens of times slower. Small models are not wired, since a
     driver fault that panics the kernel was only ever seen with wired sets. Nothing exceeds the working set: MLX
-    refuses that.
+    refuses that. Freed buffers are kept up to the plan's scratch, which they are used for again: what the plan
+    leaves over may be another process's.
     """
     working_set_bytes = int(device_info.get("max_recommended_working_set_size", 0))
     if working_set_bytes <= 0:
         return None
-    held_bytes = plan.weight_bytes + plan.kv_cache_bytes
     large = 2 * plan.total_bytes >= int(device_info.get("memory_size", working_set_bytes))
     return MLXLimits(
-        memory_bytes=working_set_bytes,
-        cache_bytes=max(_LEAST_CACHE_BYTES, min(plan.budget_bytes, working_set_bytes) - held_bytes),
-        wired_bytes=min(working_set_bytes, held_bytes + _WIRED_MARGIN_BYTES) if large else 0,
+        memory_bytes=min(working_set_bytes, max(plan.budget_bytes, plan.total_bytes)),
+        cache_bytes=min(working_set_bytes, max(_LEAST_CACHE_BYTES, plan.prefill_scratch_bytes)),
+        wired_bytes=min(working_set_bytes, plan.total_bytes + _WIRED_MARGIN_BYTES) if large else 0,
     )
 
 

@@ -13,12 +13,12 @@ from r1mac import mlx_lm_api
 from r1mac.engine.compute import on_gpu, prepare_weights
 from r1mac.engine.config import config_changes, end_ids
 from r1mac.engine.generate import Session
-from r1mac.engine.kv import WIDE_BITS
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.folder import read_config, read_tensors, weight_files
 from r1mac.plan.compute import Compute
+from r1mac.plan.memory import WIDE_BITS
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 import mlx.core as mx
 from mlx import nn
 
-from r1mac.engine.kv import WIDE_BITS, make_kv_cache
+from r1mac.engine.kv import make_kv_cache
 from r1mac.engine.sampling import Sampler
+from r1mac.plan.memory import WIDE_BITS
 
 # MLX keeps freed buffers; over a long thought the growing cache leaves many of odd sizes.
 _CLEAR_EVERY_TOKENS = 256
@@ -43,6 +44,8 @@ class Transcript:
 
     def prefill(self, token_ids: list[int]) -> Iterator[int]:
         """Read tokens and yield how many are done, after each step."""
+        for layer in self._cache:
+            layer.reserve(len(self._token_ids) + len(token_ids))
         for start in range(0, len(token_ids), self._prefill_step_tokens):
             step = token_ids[start : start + self._prefill_step_tokens]
             # The cache is all that is evaluated: no logits, and nothing of the last layer but its keys and values.

@@ -13,8 +13,8 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from r1mac.durable import folder_to_disk
 from r1mac.errors import FREE_SOME_SPACE, PUT_MODELS_ELSEWHERE, DiskFull, DownloadFailed, writing_to
-from r1mac.hub.manifest import fsync_folder
 from r1mac.hub.remote import GO_ON_HINT
 from r1mac.hub.repository import RepoFile, RepoListing, fetch_config, list_files, select_files
 from r1mac.hub.transfer import Stopped, Tally, complete, digest_of
@@ -145,7 +145,7 @@ class _Job:
         """Remove what only an unfinished download needs."""
         with writing_to(self.into):
             (self.into / _JOURNAL).unlink(missing_ok=True)
-            fsync_folder(self.into)
+            folder_to_disk(self.into)
 
     def _news(self, seen: tuple[int, int]) -> Generator[DownloadEvent, None, tuple[int, int]]:
         """Yield what has changed since *seen*, and return what has been seen now."""

@@ -4,12 +4,12 @@ A folder is a model only while it holds this file, so it is written last and in 
 """
 
 import json
-import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from r1mac.durable import write_whole
 from r1mac.errors import BadCheckpoint, writing_to
 
 MANIFEST_NAME = "r1mac.json"
@@ -63,14 +63,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         DiskFull: there is no room for it.
         NotWritable: the folder cannot be written.
     """
-    temporary = folder / f".{MANIFEST_NAME}.new"
     with writing_to(folder):
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(format_manifest(manifest))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / MANIFEST_NAME)
-        fsync_folder(folder)
+        write_whole(folder / MANIFEST_NAME, format_manifest(manifest))
 
 
 def load_manifest(folder: Path) -> Manifest | None:
@@ -116,15 +110,6 @@ def parse_manifest(text: str) -> Manifest:
         created=_field(data, "created", str),
         files=tuple(StoredFile(name=name, size_bytes=size) for name, size in files.items()),
     )
-
-
-def fsync_folder(folder: Path) -> None:
-    """Bring the names in *folder* to the disk, so that a power cut does not undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _field(data: dict[str, Any], name: str, *kinds: type) -> Any:

@@ -22,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from r1mac.durable import folder_to_disk
 from r1mac.errors import NotWritable, UnknownModel, writing_to
-from r1mac.hub.manifest import MANIFEST_NAME, Manifest, fsync_folder, load_manifest
+from r1mac.hub.manifest import MANIFEST_NAME, Manifest, load_manifest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _LEFTOVER = re.compile(rf"\.(?P<name>{_NAME.pattern})\.(?P<kind>partial|trash)(?:-[0-9a-f]+)?")
@@ -225,7 +226,7 @@ def _publish(partial: Path, path: Path) -> None:
     with writing_to(path.parent):
         old = _to_trash(path) if path.is_dir() and not path.is_symlink() else None
         partial.replace(path)
-        fsync_folder(path.parent)
+        folder_to_disk(path.parent)
         if old is not None:
             shutil.rmtree(old)
 
@@ -237,7 +238,7 @@ def _partial(path: Path) -> Path:
 def _to_trash(path: Path) -> Path:
     trash = path.with_name(f".{path.name}.trash-{secrets.token_hex(4)}")
     path.replace(trash)
-    fsync_folder(path.parent)
+    folder_to_disk(path.parent)
     return trash
 
 

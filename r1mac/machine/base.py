@@ -11,6 +11,15 @@ if TYPE_CHECKING:
     from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thunderbolt
     from r1mac.machine.wired_limit import WiredLimit
 
+# macOS's own name of the limit, which it counts in MiB; 0 is macOS's own limit.
+WIRED_LIMIT_KEY = "iogpu.wired_limit_mb"
+_LIMIT_SOURCES = {
+    "override": f"set by {WIRED_LIMIT_KEY}",
+    "default": "macOS's default",
+    "estimated": "macOS's default, estimated",
+    "memory": "memory of this machine",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareProfile:
@@ -42,6 +51,11 @@ class HardwareProfile:
     virtual: bool = False
 
     @property
+    def wired_limit_origin(self) -> str:
+        """Where the limit comes from, for a person."""
+        return _LIMIT_SOURCES[self.wired_limit_source]
+
+    @property
     def fused_attention(self) -> bool:
         """Whether attention runs without a score matrix in memory: Metal's kernels do, the CPU's do not."""
         return self.system == "macos"
@@ -56,6 +70,10 @@ class Machine(Protocol):
         Raises:
             UnsupportedMachine: a Mac that MLX cannot run on (Intel, Rosetta, macOS before 14).
         """
+        ...
+
+    def hush(self) -> None:
+        """Log no warning about what the caller shows by itself."""
         ...
 
     def free_disk_bytes(self, path: Path) -> int:

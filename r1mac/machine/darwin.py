@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from r1mac.errors import UnsupportedMachine
-from r1mac.machine.base import HardwareProfile, Machine
+from r1mac.machine.base import WIRED_LIMIT_KEY, HardwareProfile, Machine
 from r1mac.machine.chips import find_chip
 from r1mac.machine.command import Run, run_command
 from r1mac.machine.darwin_files import read_panics, read_startup_settings
@@ -43,10 +43,14 @@ SYSCTL = (
     "hw.optional.arm64",
     "sysctl.proc_translated",
     "kern.osproductversion",
-    "iogpu.wired_limit_mb",
+    WIRED_LIMIT_KEY,
 )
 # -w 0: no line is cut. Class matching takes subclasses in, such as AGXAcceleratorG16G.
 IOREG = ("/usr/sbin/ioreg", "-r", "-d", "1", "-w", "0", "-c", "AGXAccelerator")
+
+# What macOS needs in every case. Macs that kept 2.4 and 3 GiB were reported to panic, ones with 6 to work.
+LEAST_FOR_MACOS_BYTES = 4 * GIB
+RESET_WIRED_LIMIT = f"sudo sysctl {WIRED_LIMIT_KEY}=0"
 
 _FIRST_MACOS = 14  # MLX's floor, and the first with iogpu.wired_limit_mb
 _NEW_FRACTIONS_MACOS = 26
@@ -59,7 +63,7 @@ _PROVEN_GIB_MACOS_26 = frozenset({8, 16, 24, 32, 36, 48, 64, 96, 128, 512})
 
 
 class DarwinMachine(Machine):
-    """This Mac. It keeps nothing: the wired limit may change between two questions."""
+    """This Mac. It keeps no fact: the wired limit may change between two questions."""
 
     def __init__(
         self,
@@ -73,9 +77,10 @@ class DarwinMachine(Machine):
         self._run_as_admin = run_as_admin
         self._platform_machine = platform_machine or os.uname().machine
         self._root = root
+        self._has_warned = False
 
     def profile(self) -> HardwareProfile:
-        """Return the facts of this Mac; warn if its wired limit is above its memory.
+        """Return the facts of this Mac; warn, once, if its wired limit leaves macOS too little.
 
         Raises:
             UnsupportedMachine: MLX cannot run here (Intel, Rosetta, macOS before 14).
@@ -84,14 +89,21 @@ class DarwinMachine(Machine):
         values = parse_sysctl(self._run(SYSCTL).stdout)
         gpu_core_count = parse_gpu_core_count(self._run(IOREG).stdout)
         profile = build_profile(values, gpu_core_count, self._platform_machine)
-        if profile.wired_limit_bytes > profile.memory_bytes:
+        if starves_macos(profile) and not self._has_warned:
+            self._has_warned = True
             logger.warning(
-                "iogpu.wired_limit_mb lets the GPU hold %s, more than the %s of this Mac: it may freeze. "
-                "`sudo sysctl iogpu.wired_limit_mb=0` restores the default",
+                "%s lets the GPU hold %s of %s, and with less than 4 GiB for macOS this Mac may freeze: `%s` brings "
+                "macOS's own limit back",
+                WIRED_LIMIT_KEY,
                 format_memory(profile.wired_limit_bytes),
                 format_memory(profile.memory_bytes),
+                RESET_WIRED_LIMIT,
             )
         return profile
+
+    def hush(self) -> None:
+        """Do not warn of the wired limit."""
+        self._has_warned = True
 
     def free_disk_bytes(self, path: Path) -> int:
         """Return the room left on the disk that holds *path* or its nearest existing parent."""
@@ -222,6 +234,13 @@ def default_wired_limit_bytes(memory_bytes: int, macos_major: int) -> int:
     return -(-memory_bytes * numerator // (denominator * _GPU_PAGE_BYTES)) * _GPU_PAGE_BYTES
 
 
+def starves_macos(hardware: HardwareProfile) -> bool:
+    """Tell whether a Mac's limit is set to more than it can bear; macOS's own may be that much on the smallest."""
+    bearable_bytes = hardware.memory_bytes - LEAST_FOR_MACOS_BYTES
+    default_bytes = default_wired_limit_bytes(hardware.memory_bytes, (hardware.macos or (_FIRST_MACOS,))[0])
+    return hardware.wired_limit_source == "override" and hardware.wired_limit_bytes > max(bearable_bytes, default_bytes)
+
+
 def default_wired_limit_source(memory_bytes: int, macos_major: int) -> Literal["default", "estimated"]:
     """Return ``"default"`` where a published capture proves the formula for this memory and macOS."""
     if macos_major < _NEW_FRACTIONS_MACOS:
@@ -242,7 +261,7 @@ def _default_fraction(memory_bytes: int, macos_major: int) -> tuple[int, int]:
 def _wired_limit(
     values: Mapping[str, str], memory_bytes: int, macos: tuple[int, ...] | None, *, virtual: bool
 ) -> tuple[int, Literal["override", "default", "estimated"]]:
-    override_mib = _integer(values, "iogpu.wired_limit_mb")
+    override_mib = _integer(values, WIRED_LIMIT_KEY)
     if override_mib:
         return override_mib * MIB, "override"  # Metal passes it on as it is, even above the memory
     if macos is None:  # the older fractions are the lower ones

@@ -39,6 +39,9 @@ class FakeMachine(Machine):
         """Return the profile that it was made of."""
         return self._profile
 
+    def hush(self) -> None:
+        """Log nothing, as ever."""
+
     def free_disk_bytes(self, path: Path) -> int:  # noqa: ARG002
         """Return the same room for every path."""
         return self._free_disk_bytes

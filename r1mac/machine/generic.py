@@ -49,6 +49,9 @@ class GenericMachine(Machine):
             memory_bandwidth_bytes_per_s=None,
         )
 
+    def hush(self) -> None:
+        """Log nothing, as ever."""
+
     def free_disk_bytes(self, path: Path) -> int:
         """Return the room left on the disk that holds *path* or its nearest existing parent."""
         return free_disk_bytes(path)

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from r1mac.errors import UnsupportedMachine
-from r1mac.machine.base import HardwareProfile
+from r1mac.machine.base import WIRED_LIMIT_KEY, HardwareProfile
 from r1mac.machine.chips import ChipFacts, find_chip, load_chips
 from r1mac.machine.darwin import build_profile
 from r1mac.units import GIB, format_memory
@@ -36,7 +36,7 @@ def mac(
         "machdep.cpu.brand_string": chip,
         "hw.optional.arm64": "1",
         "kern.osproductversion": macos,
-        "iogpu.wired_limit_mb": str(wired_limit_mib),
+        WIRED_LIMIT_KEY: str(wired_limit_mib),
     }
     return build_profile(sysctl_values, gpu_core_count, "arm64")
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from r1mac import paths
 from r1mac.errors import NeedsAdmin, R1MacError, UnsupportedMachine
 from r1mac.machine.admin import CANCELLED, SUDO, has_terminal
+from r1mac.machine.base import WIRED_LIMIT_KEY
 from r1mac.machine.command import CommandResult, Run
 from r1mac.machine.darwin_files import LAUNCH_DAEMONS, read_startup_settings
 from r1mac.machine.readings import StartupSetting
 
-KEY = "iogpu.wired_limit_mb"
 LABEL = "dev.r1mac.gpu-wired-limit"
-READ = ("/usr/sbin/sysctl", "-n", KEY)
+READ = ("/usr/sbin/sysctl", "-n", WIRED_LIMIT_KEY)
 # Below this the script sets nothing: a limit in GiB would leave the GPU without a screen's memory.
 LEAST_MIB = 1024
 
@@ -81,11 +81,11 @@ class WiredLimit:
         answer = self._run(READ)
         if answer.returncode != 0 or not answer.stdout.strip().isdecimal():
             raise UnsupportedMachine(
-                f"this macOS has no {KEY}, which came with macOS 14",
+                f"this macOS has no {WIRED_LIMIT_KEY}, which came with macOS 14",
                 hint="update macOS in System Settings > General > Software Update",
             )
         own = self._root / LAUNCH_DAEMONS / f"{LABEL}.plist"
-        settings = [setting for setting in read_startup_settings(self._root) if setting.key == KEY]
+        settings = [setting for setting in read_startup_settings(self._root) if setting.key == WIRED_LIMIT_KEY]
         daemon = [setting.value for setting in settings if setting.path == own]
         # macOS does not read /etc/sysctl.conf, so only plists count.
         others = tuple(setting for setting in settings if setting.path != own and setting.path.suffix == ".plist")
@@ -162,7 +162,7 @@ _FAILURES: dict[int, tuple[type[R1MacError], str, str]] = {
     65: (UnsupportedMachine, "{said}", ""),
     69: (UnsupportedMachine, "{said}", ""),
     71: (DaemonRefused, _NO_DAEMON, _ALLOW),
-    73: (UnsupportedMachine, "{said}", "{by_hand}"),
+    73: (UnsupportedMachine, "{said}", "start this Mac again, then try again; or {by_hand}"),
     74: (UnsupportedMachine, "macOS did not keep the limit: {said}", "start this Mac again, then try again"),
     77: (NeedsAdmin, "sudo did not make the script root", "{by_hand}"),
 }

@@ -10,6 +10,8 @@ from r1mac.units import GIB
 
 # Long enough for the thoughts that R1's own scores were measured with.
 DEFAULT_CONTEXT_TOKENS = 32_768
+# A question with a page of text to it.
+TYPICAL_PROMPT_TOKENS = 1_000
 # Below this a thought does not finish, so a plan with less is none.
 MIN_CONTEXT_TOKENS = 2_048
 _PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
@@ -83,7 +85,14 @@ def fit(
     limit = _usable_limit_bytes(hardware)
     reserve = limit // _RESERVE_SHARE
     value_bytes = 2 if compute is Compute.AS_STORED else 4
-    needs = _ContextNeeds(arch, hardware, value_bytes=value_bytes, kv_bits=kv_bits, scratch_factor=scratch_factor)
+    needs = _ContextNeeds(
+        arch,
+        hardware,
+        value_bytes=value_bytes,
+        kv_bits=kv_bits,
+        quantized_weights=compute is not Compute.DEQUANTIZED and 8 * stored_bytes < 12 * arch.parameter_count,
+        scratch_factor=scratch_factor,
+    )
 
     def room(compute: Compute) -> int:
         return limit - reserve - loaded_weight_bytes(arch, stored_bytes, compute)
@@ -115,25 +124,35 @@ def fit(
 def _usable_limit_bytes(hardware: HardwareProfile) -> int:
     """Return the limit to plan with: the kernel takes any number, also one above the memory that there is.
 
-    macOS needs 4 GiB for itself; its own limit leaves it less on small Macs only, and is at most 0.84 of the memory.
+    macOS needs 4 GiB for itself; only its own limit leaves it less, on small Macs.
     """
-    if hardware.wired_limit_source != "override":
+    if hardware.wired_limit_source != "override" or hardware.macos is None:
         return hardware.wired_limit_bytes
-    bearable = max(hardware.memory_bytes - 4 * GIB, hardware.memory_bytes * 84 // 100)
-    return min(hardware.wired_limit_bytes, bearable)
+    from r1mac.machine.darwin import default_wired_limit_bytes
+
+    default_bytes = default_wired_limit_bytes(hardware.memory_bytes, hardware.macos[0])
+    return min(hardware.wired_limit_bytes, max(hardware.memory_bytes - 4 * GIB, default_bytes))
 
 
 class _ContextNeeds:
     """The terms of a plan that grow with the context."""
 
     def __init__(
-        self, arch: ArchSpec, hardware: HardwareProfile, *, value_bytes: int, kv_bits: int, scratch_factor: float
+        self,
+        arch: ArchSpec,
+        hardware: HardwareProfile,
+        *,
+        value_bytes: int,
+        kv_bits: int,
+        quantized_weights: bool,
+        scratch_factor: float,
     ) -> None:
         self._arch = arch
         self._fused = hardware.fused_attention
         self._steps = _PREFILL_STEPS if hardware.system == "macos" else _CPU_PREFILL_STEPS
         self._value_bytes = value_bytes
         self._kv_bits = kv_bits
+        self._quantized_weights = quantized_weights
         self._scratch_factor = scratch_factor
 
     def cache_bytes(self, context_tokens: int) -> int:
@@ -146,6 +165,8 @@ class _ContextNeeds:
             context_tokens=context_tokens,
             fused_attention=self._fused,
             value_bytes=self._value_bytes,
+            kv_bits=self._kv_bits,
+            quantized_weights=self._quantized_weights,
         )
         return round(self._scratch_factor * scratch)
 

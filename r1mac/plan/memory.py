@@ -4,11 +4,15 @@ from math import ceil
 from typing import NamedTuple
 
 from r1mac.catalog.arch import ArchSpec, GroupedQueryAttention, LatentAttention
+from r1mac.plan.activations import step_bytes
+from r1mac.plan.layer_buffers import ValueTypes
 
 # mlx-lm grows its caches in blocks of this many tokens.
 CACHE_BLOCK_TOKENS = 256
-# Every cached vector of the family (64, 128 and 512 values) is whole groups of 64.
-_KV_GROUP_SIZES = (64, 32)
+# Values of a cached vector that share a scale. At 4 bits twice as many scales halve the error (docs/lab.md); a
+# vector whose length none divides stays wide.
+_KV_GROUP_SIZES = {8: (64, 32), 4: (32,)}
+WIDE_BITS = 16
 
 
 class Quantization(NamedTuple):
@@ -49,9 +53,9 @@ def weight_bytes(arch: ArchSpec, quantization: Quantization) -> int:
     return total
 
 
-def kv_group_size(length: int) -> int | None:
-    """Return how many values of a cached vector of *length* share a scale; None if it is not quantised."""
-    return next((size for size in _KV_GROUP_SIZES if length % size == 0), None)
+def kv_group_size(length: int, kv_bits: int) -> int | None:
+    """Return how many values of a cached vector of *length* share a scale; None where it is kept wide."""
+    return next((size for size in _KV_GROUP_SIZES.get(kv_bits, ()) if length % size == 0), None)
 
 
 def kv_bytes_per_token(arch: ArchSpec, *, value_bytes: int = 2, kv_bits: int = 16) -> int:
@@ -78,12 +82,12 @@ def _cached_vectors(attention: GroupedQueryAttention | LatentAttention) -> tuple
         case LatentAttention():
             return ((1, attention.kv_lora_rank), (1, attention.rope_head_dim))
         case GroupedQueryAttention():
-            return ((2 * attention.kv_head_count, attention.head_dim),)
+            return ((attention.kv_head_count, attention.head_dim),) * 2
 
 
 def _cached_vector_bytes(length: int, value_bytes: int, kv_bits: int) -> int:
-    group_size = kv_group_size(length)
-    if kv_bits == 16 or group_size is None:  # noqa: PLR2004
+    group_size = kv_group_size(length, kv_bits)
+    if group_size is None:
         return value_bytes * length
     return length * kv_bits // 8 + 2 * value_bytes * (length // group_size)
 
@@ -95,24 +99,33 @@ def prefill_scratch_bytes(
     context_tokens: int,
     fused_attention: bool,
     value_bytes: int = 2,
-    kv_bits: int = 16,  # noqa: ARG001
+    kv_bits: int = 16,
+    quantized_weights: bool = False,
 ) -> int:
-    """Return the most that one prefill step holds beside weights and cache, in values of *value_bytes*.
+    """Return the most that is held at once beside weights and cache, in values of *value_bytes*.
 
-    The feed-forward term, ``(2 x intermediate + 12.5 x hidden) x step``, was fitted to peaks of six llama
-    shapes. Attention adds its score matrix ``heads x step x context`` where it is not fused. MLA always
-    holds its scores, twice while the mask is applied (factor 2.13 fits three published peaks of the 671B),
-    and the keys and values expanded for one layer.
+    That is the last full step of a prompt that fills the context, or the copy that the cache makes when it grows.
+    Logits are no part of it: a prefill step evaluates the cache alone, and decoding makes them for one token.
+
+    Args:
+        arch: the model's shape.
+        step_tokens: prompt tokens read at once.
+        context_tokens: tokens in the cache after the step.
+        fused_attention: whether the kernels are Metal's, which keep no score matrix of ordinary heads.
+        value_bytes: of the type that the model computes in.
+        kv_bits: width of the cache's values.
+        quantized_weights: whether products are with codes; this changes what MLA holds on a CPU.
     """
-    step = min(step_tokens, context_tokens)
-    values = (2.0 * arch.intermediate_size + 12.5 * arch.hidden_size) * step
-    attention = arch.attention
-    match attention:
-        case LatentAttention():
-            values += 2.13 * attention.head_count * step * context_tokens
-            values += attention.head_count * (attention.nope_head_dim + attention.value_head_dim) * context_tokens
-        case GroupedQueryAttention():
-            if not fused_attention:
-                values += attention.head_count * step * context_tokens
-            values += attention.cached_values_per_token * context_tokens
-    return round(value_bytes * values)
+    vectors = _cached_vectors(arch.attention)
+    whole_groups = all(kv_group_size(length, kv_bits) for _, length in vectors)
+    types = ValueTypes(value_bytes, kv_bits if whole_groups else WIDE_BITS, quantized_weights)
+    step = step_bytes(
+        arch,
+        types,
+        step_tokens=min(step_tokens, context_tokens),
+        context_tokens=context_tokens,
+        on_gpu=fused_attention,
+    )
+    copied = max(count * _cached_vector_bytes(length, value_bytes, kv_bits) for count, length in vectors)
+    growth = copied * max(context_tokens - CACHE_BLOCK_TOKENS, 0)
+    return max(step, growth)

@@ -5,28 +5,19 @@ from typing import TYPE_CHECKING
 
 from r1mac.catalog.arch import ArchSpec
 from r1mac.machine.base import HardwareProfile
-from r1mac.plan.fit import MemoryPlan
+from r1mac.plan.fit import TYPICAL_PROMPT_TOKENS, MemoryPlan
 from r1mac.units import format_about, format_count, format_memory, format_rate
 
 if TYPE_CHECKING:
     from r1mac.plan.speed import Speed
 
-# A question with a page of text to it.
-PROMPT_TOKENS = 1_000
-
-_LIMIT_SOURCES = {
-    "override": "set by iogpu.wired_limit_mb",
-    "default": "macOS's default",
-    "estimated": "macOS's default, estimated",
-    "memory": "memory of this machine",
-}
 _BASES = {
     "measured": "forecast from runs on this chip",
     "kin": "forecast from its relatives: no run on this chip is known",
     "calibrated": "forecast from runs on this very machine",
 }
 
-_UNKNOWN_CHIP = "nothing is known of this chip's speed"
+UNKNOWN_CHIP = "r1mac does not know this chip"
 
 
 def as_rows(arch: ArchSpec, plan: MemoryPlan, hardware: HardwareProfile, *, binding: str) -> list[tuple[str, str]]:
@@ -35,7 +26,10 @@ def as_rows(arch: ArchSpec, plan: MemoryPlan, hardware: HardwareProfile, *, bind
     spare = abs(plan.budget_bytes - plan.total_bytes)
     cache = f"{format_memory(plan.kv_cache_bytes)} for {plan.context_tokens} tokens"
     width = "" if plan.kv_bits == 16 else f" at {plan.kv_bits} bits"  # noqa: PLR2004
-    limit = f"{format_memory(plan.limit_bytes)} ({_LIMIT_SOURCES[hardware.wired_limit_source]})"
+    source = hardware.wired_limit_origin
+    if plan.limit_bytes < hardware.wired_limit_bytes:
+        source = f"the most of the {format_memory(hardware.wired_limit_bytes)} that are set: macOS needs 4 GiB"
+    limit = f"{format_memory(plan.limit_bytes)} ({source})"
     return [
         machine_row(hardware),
         ("parameters", _parameters(arch)),
@@ -58,14 +52,15 @@ def speed_rows(
     """Return the forecast: rates, and the time that thought and answer of *answer_tokens* take."""
     if speed is None:
         known = hardware.system == "macos" and not hardware.virtual
-        return [("speed", f"no forecast: {_UNKNOWN_CHIP if known else 'only real Macs are forecast'}")]
+        return [("speed", f"no forecast: {UNKNOWN_CHIP if known else 'only real Macs are forecast'}")]
     full = f"{format_rate(speed.decode_tokens_per_s(plan.context_tokens))} at {plan.context_tokens}"
     answer = f"{answer_tokens} tokens of thought and answer"
     seconds = answer_seconds(speed, plan, answer_tokens)
     about = f"{answer} do not fit this context" if seconds is None else f"about {format_about(seconds)} for {answer}"
+    prefill = format_rate(speed.prefill_tokens_per_s(TYPICAL_PROMPT_TOKENS))
     return [
         ("decode", f"{format_rate(speed.decode_tokens_per_s(0))} tokens/s with an empty context, {full} tokens"),
-        ("prefill", f"{format_rate(speed.prefill_tokens_per_s(PROMPT_TOKENS))} tokens/s for {PROMPT_TOKENS} tokens"),
+        ("prefill", f"{prefill} tokens/s for a prompt of {TYPICAL_PROMPT_TOKENS} tokens"),
         ("typical answer", about),
         ("how sure", _BASES[speed.basis]),
     ]
@@ -73,9 +68,9 @@ def speed_rows(
 
 def answer_seconds(speed: "Speed", plan: MemoryPlan, answer_tokens: int) -> float | None:
     """Return how long a typical answer takes, or None where the longest context has no room for it."""
-    if PROMPT_TOKENS + answer_tokens > plan.max_context_tokens:
+    if TYPICAL_PROMPT_TOKENS + answer_tokens > plan.max_context_tokens:
         return None
-    return speed.answer_seconds(prompt_tokens=PROMPT_TOKENS, generated_tokens=answer_tokens)
+    return speed.answer_seconds(prompt_tokens=TYPICAL_PROMPT_TOKENS, generated_tokens=answer_tokens)
 
 
 def as_data(arch: ArchSpec, plan: MemoryPlan, hardware: HardwareProfile) -> dict[str, object]:
@@ -99,8 +94,8 @@ def speed_data(speed: "Speed | None", plan: MemoryPlan, *, answer_tokens: int) -
     return {
         "decode_tokens_per_s": speed.decode_tokens_per_s(0),
         "decode_tokens_per_s_at_full_context": speed.decode_tokens_per_s(plan.context_tokens),
-        "prefill_tokens_per_s": speed.prefill_tokens_per_s(PROMPT_TOKENS),
-        "prompt_tokens": PROMPT_TOKENS,
+        "prefill_tokens_per_s": speed.prefill_tokens_per_s(TYPICAL_PROMPT_TOKENS),
+        "prompt_tokens": TYPICAL_PROMPT_TOKENS,
         "answer_tokens": answer_tokens,
         "answer_seconds": answer_seconds(speed, plan, answer_tokens),
         "basis": speed.basis,

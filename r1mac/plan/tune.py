@@ -10,12 +10,10 @@ from dataclasses import dataclass, replace
 
 from r1mac.catalog.arch import ArchSpec
 from r1mac.machine.base import HardwareProfile
-from r1mac.machine.darwin import default_wired_limit_bytes, default_wired_limit_source
+from r1mac.machine.darwin import LEAST_FOR_MACOS_BYTES, default_wired_limit_bytes, default_wired_limit_source
 from r1mac.plan.fit import DEFAULT_CONTEXT_TOKENS, MIN_CONTEXT_TOKENS, MemoryPlan, fit
 from r1mac.units import GIB, MIB, format_memory
 
-# What macOS keeps in every case. Macs that kept 2.4 and 3 GiB were reported to panic, ones with 6 to work.
-LEAST_RESERVE_BYTES = 4 * GIB
 # With so little memory the default leaves macOS less than the reserve already.
 _SMALL_MEMORY_BYTES = 16 * GIB
 _LIMIT_STEP_MIB = 1024
@@ -38,6 +36,7 @@ class Limits:
         set_mib: ``iogpu.wired_limit_mb`` now; 0 is macOS's own.
         highest_mib: the most that r1mac would set; 0 where it would set none.
         bearable_mib: above this macOS keeps less than 4 GiB.
+        breaks_reserve: whether the limit that is set leaves macOS less than the reserve that somebody asked for.
     """
 
     default_bytes: int
@@ -45,11 +44,26 @@ class Limits:
     set_mib: int
     highest_mib: int
     bearable_mib: int
+    breaks_reserve: bool = False
 
     @property
     def too_high(self) -> bool:
         """Whether the limit is set to more than this Mac can bear; macOS's own may be that much on the smallest."""
-        return self.set_mib > self.bearable_mib and self.set_mib * MIB > self.default_bytes
+        return self.is_too_high(self.set_mib)
+
+    def is_too_high(self, mib: int) -> bool:
+        """Tell whether this Mac could not bear a limit of *mib*."""
+        return mib > self.bearable_mib and mib * MIB > self.default_bytes
+
+    @property
+    def must_change(self) -> bool:
+        """Whether the limit that is set may not stay, whatever the model needs."""
+        return self.too_high or self.breaks_reserve
+
+    @property
+    def usable_set_mib(self) -> int:
+        """The limit that somebody set, as far as it may stay; 0 is none."""
+        return 0 if self.must_change else self.set_mib
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +73,7 @@ class Tuning:
     Attributes:
         wired_limit_mib: the limit to set; 0 is macOS's own; None leaves it alone.
         plan: the memory plan under the limit that there will be then; where nothing helps, the one that does
-            not fit under the highest limit.
+            not fit under the highest limit. A limit that may not stay is then to be macOS's own.
         reasons: sentences for a person.
     """
 
@@ -94,17 +108,25 @@ def limits_of(hardware: HardwareProfile, *, reserve_bytes: int | None = None) ->
     macos_major = (hardware.macos or (_FIRST_MACOS,))[0]
     default_bytes = default_wired_limit_bytes(memory_bytes, macos_major)
     proven = hardware.macos is not None and default_wired_limit_source(memory_bytes, macos_major) == "default"
-    reserve = max(LEAST_RESERVE_BYTES, default_reserve_bytes(memory_bytes) if reserve_bytes is None else reserve_bytes)
+    reserve = default_reserve_bytes(memory_bytes) if reserve_bytes is None else reserve_bytes
+    reserve = max(LEAST_FOR_MACOS_BYTES, reserve)
     highest_mib = (memory_bytes - reserve) // MIB
     if memory_bytes <= _SMALL_MEMORY_BYTES or highest_mib * MIB <= default_bytes:
         highest_mib = 0
+    set_bytes = hardware.wired_limit_bytes if hardware.wired_limit_source == "override" else 0
     return Limits(
         default_bytes=default_bytes,
         default_is_estimated=hardware.virtual or not proven,
-        set_mib=hardware.wired_limit_bytes // MIB if hardware.wired_limit_source == "override" else 0,
+        set_mib=set_bytes // MIB,
         highest_mib=highest_mib,
-        bearable_mib=(memory_bytes - LEAST_RESERVE_BYTES) // MIB,
+        bearable_mib=(memory_bytes - LEAST_FOR_MACOS_BYTES) // MIB,
+        breaks_reserve=reserve_bytes is not None and set_bytes > max(memory_bytes - reserve, default_bytes),
     )
+
+
+def most_reserve_bytes(hardware: HardwareProfile) -> int:
+    """Return the largest reserve that a Mac can have: what its own limit leaves, for none is set below that."""
+    return hardware.memory_bytes - limits_of(hardware).default_bytes
 
 
 def default_reserve_bytes(memory_bytes: int) -> int:
@@ -151,8 +173,7 @@ def choose(
 
     wish = context_tokens or min(DEFAULT_CONTEXT_TOKENS, arch.max_context_tokens)
     # A user's own limit may be above what r1mac would set; while macOS can bear it, it may be used.
-    own_bytes = 0 if limits.too_high else limits.set_mib * MIB
-    most_bytes = max(limits.default_bytes, limits.highest_mib * MIB, own_bytes)
+    most_bytes = max(limits.default_bytes, limits.highest_mib * MIB, limits.usable_set_mib * MIB)
     kept_context, bits = _shrink(
         lambda context, width: plan_at(most_bytes, context, width),
         wish=wish,
@@ -163,7 +184,7 @@ def choose(
     reasons = [*_warnings(limits, hardware)]
     if not best.fits:
         reasons.append(_too_large(best, limits))
-        return Tuning(wired_limit_mib=None, plan=best, reasons=tuple(reasons))
+        return Tuning(wired_limit_mib=0 if limits.must_change else None, plan=best, reasons=tuple(reasons))
     good_step = min(_GOOD_STEP_TOKENS, best.prefill_step_tokens)
     limit_mib = _least_limit_mib(
         limits, lambda limit_bytes: _is_good(plan_at(limit_bytes, kept_context, bits), good_step)
@@ -171,7 +192,12 @@ def choose(
     wired_limit_mib = _change(limits, limit_mib, plan_at(hardware.wired_limit_bytes, kept_context, bits), good_step)
     in_force = hardware.wired_limit_bytes if wired_limit_mib is None else wired_limit_mib * MIB or limits.default_bytes
     plan = plan_at(in_force, kept_context, bits)
-    reasons += _why(limits, limit_mib, wired_limit_mib, plan, hardware)
+    if limit_mib and wired_limit_mib is not None:
+        reasons += _why_raised(limits, limit_mib, plan, plan_at(limits.default_bytes, kept_context, bits), hardware)
+    else:
+        limit = "the limit that is set" if wired_limit_mib is None and limits.set_mib else "macOS's own limit"
+        need, gives = format_memory(plan.total_bytes), format_memory(plan.budget_bytes)
+        reasons.append(f"it needs {need}, and {limit} gives {gives}")
     reasons += _shrunk(wish, plan, fixed_context=context_tokens is not None)
     return Tuning(wired_limit_mib=wired_limit_mib, plan=plan, reasons=tuple(reasons))
 
@@ -224,7 +250,7 @@ def _least_limit_mib(limits: Limits, suffices: Callable[[int], bool]) -> int:
 
 def _steps(limits: Limits) -> Iterator[int]:
     """Yield the limits to try, from just above the default to the highest."""
-    most_mib = max(limits.highest_mib, 0 if limits.too_high else limits.set_mib)
+    most_mib = max(limits.highest_mib, limits.usable_set_mib)
     first = limits.default_bytes // MIB // _LIMIT_STEP_MIB + 1
     yield from range(first * _LIMIT_STEP_MIB, most_mib, _LIMIT_STEP_MIB)
     yield most_mib
@@ -232,7 +258,7 @@ def _steps(limits: Limits) -> Iterator[int]:
 
 def _change(limits: Limits, limit_mib: int, plan_now: MemoryPlan, good_step: int) -> int | None:
     """Return what to set the limit to, or None where it may stay: *limit_mib* is the least that suffices."""
-    if limits.too_high:
+    if limits.must_change:
         return limit_mib
     if limits.set_mib == 0:
         return limit_mib or None
@@ -245,42 +271,49 @@ def _warnings(limits: Limits, hardware: HardwareProfile) -> Iterator[str]:
             f"the limit is set to {limits.set_mib} MiB, which leaves macOS less than 4 GiB of "
             f"{format_memory(hardware.memory_bytes)}: this Mac may freeze"
         )
+    elif limits.breaks_reserve:
+        left = format_memory(hardware.memory_bytes - limits.set_mib * MIB)
+        yield f"the limit that is set, {limits.set_mib} MiB, leaves macOS {left}, less than the reserve you ask for"
 
 
 def _too_large(best: MemoryPlan, limits: Limits) -> str:
     return (
         f"it needs {format_memory(best.total_bytes)}; "
-        + (f"the highest limit here, {limits.highest_mib} MiB," if limits.highest_mib else "macOS's own limit")
+        + (
+            f"the highest limit here, {best.limit_bytes // MIB} MiB,"
+            if best.limit_bytes > limits.default_bytes
+            else "macOS's own limit"
+        )
         + f" gives {format_memory(best.budget_bytes)}, so no limit would help"
     )
 
 
-def _why(
-    limits: Limits, limit_mib: int, wired_limit_mib: int | None, plan: MemoryPlan, hardware: HardwareProfile
+def _why_raised(
+    limits: Limits, limit_mib: int, plan: MemoryPlan, default_plan: MemoryPlan, hardware: HardwareProfile
 ) -> Iterator[str]:
-    need = format_memory(plan.total_bytes)
-    if wired_limit_mib is None and limits.set_mib:
-        yield f"it needs {need}, and the limit that is set gives {format_memory(plan.budget_bytes)}"
-    elif not limit_mib:
-        yield f"it needs {need}, and macOS's own limit gives {format_memory(plan.budget_bytes)}"
-    else:
-        own = limits.default_bytes - limits.default_bytes // 10
+    """Yield why macOS's own limit, with its *default_plan*, does not suffice, and what the raised one leaves."""
+    need, own = format_memory(plan.total_bytes), format_memory(default_plan.budget_bytes)
+    default = format_memory(limits.default_bytes)
+    if default_plan.fits:
         yield (
-            f"it needs {need}; macOS's own limit of {format_memory(limits.default_bytes)} gives {format_memory(own)} "
-            "(a tenth stays free)"
+            f"it fits macOS's own limit of {default}, which gives {own} (a tenth stays free), with a prefill step of "
+            f"{default_plan.prefill_step_tokens}; one of {plan.prefill_step_tokens}, which reads prompts faster, needs "
+            f"{need}"
         )
-        if limits.default_is_estimated:
-            yield "macOS's own limit is estimated: no Mac of this size with this macOS is known to r1mac"
-        left = format_memory(hardware.memory_bytes - limit_mib * MIB)
-        yield f"{limit_mib} MiB is the least limit that suffices, and leaves macOS {left}"
+    else:
+        yield f"it needs {need}; macOS's own limit of {default} gives {own} (a tenth stays free)"
+    if limits.default_is_estimated:
+        yield "macOS's own limit is estimated: no Mac of this size with this macOS is known to r1mac"
+    left = format_memory(hardware.memory_bytes - limit_mib * MIB)
+    yield f"{limit_mib} MiB is the least limit that suffices, and leaves macOS {left}"
 
 
 def _shrunk(wish: int, plan: MemoryPlan, *, fixed_context: bool) -> Iterator[str]:
     if plan.context_tokens < wish:
-        yield (
-            f"the context is {plan.context_tokens} tokens instead of {wish}: more does not fit beside a prefill step "
-            f"of {plan.prefill_step_tokens}"
-        )
+        # A shorter step would make room for more; the shortest there is has none to give.
+        beside = f" beside a prefill step of {plan.prefill_step_tokens}"
+        beside = beside if plan.prefill_step_tokens >= _GOOD_STEP_TOKENS else ""
+        yield f"the context is {plan.context_tokens} tokens instead of {wish}: more does not fit{beside}"
     if plan.kv_bits < _KV_BITS[0]:
         else_ = "it would not fit" if fixed_context else "the context would be shorter"
         yield f"the cache has {plan.kv_bits} bits a value: with more {else_}"

@@ -1,11 +1,10 @@
 """What was planned when a run was cut off: a small record on the disk before each run, taken away when it ends.
 
-A record whose process is alive is locked, and the kernel drops the lock however the process ends. So an
-unlocked record is one of a run that was killed, that crashed, or that took the computer down with it.
+A record of a process that is gone (``machine.process_records``) is one of a run that was killed, that crashed, or
+that took the computer down with it.
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -13,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -22,14 +20,14 @@ from typing import Any, Literal
 
 from r1mac import paths
 from r1mac.machine.base import Machine
+from r1mac.machine.process_records import ProcessRecord, read_record
 from r1mac.plan.fit import MemoryPlan
 
 logger = logging.getLogger(__name__)
 
 Phase = Literal["load", "run"]
 
-SUFFIX, TOLD_SUFFIX = ".json", ".told"
-_MAX_RECORD_BYTES = 4096
+TOLD_SUFFIX = ".told"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +35,16 @@ class RunRecord:
     """One run's plan, and where it ran.
 
     Attributes:
-        command: what to type behind ``r1mac run`` for this model, such as ``"70b --bits 3"``.
+        model: what to type for the model.
+        bits: the width to type with it, for the settings may be others by then; None where there is no choice.
         title: the model, for a person.
         phase: ``"load"`` until the model is loaded.
         boot_session: the kernel's name of the computer's start; None where it has none.
         boot_started_at_s: when the computer started, in seconds since 1970, as is started_at_s.
     """
 
-    command: str
+    model: str
+    bits: int | None
     title: str
     total_bytes: int
     weight_bytes: int
@@ -64,51 +64,31 @@ class Recording:
     """The record of the run that goes on."""
 
     def __init__(self, folder: Path, record: RunRecord) -> None:
-        self._path = folder / f"{record.pid}-{uuid.uuid4().hex[:8]}{SUFFIX}"
+        self._folder = folder
+        self._file = ProcessRecord(folder, mode=0o600, lasting=True)
         self._record = record
-        self._descriptor: int | None = None
 
     def enter(self, phase: Phase) -> None:
         """Put down that the run has come to *phase*. A record that cannot be written is done without."""
         self._record = replace(self._record, phase=phase)
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._write()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._file.write(json.dumps(asdict(self._record)).encode())
         except OSError as error:
             logger.warning("no record of this run is kept: %s", error)
 
-    def end(self) -> None:
-        """Take the record away, and those that a person has been told of."""
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
-            for told in self._path.parent.glob(f"*{TOLD_SUFFIX}"):
-                told.unlink(missing_ok=True)
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _write(self) -> None:
-        # It gets its name when it is whole, on the disk and locked: a reader never sees less.
-        unnamed = self._path.with_suffix(".new")
-        descriptor = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            os.write(descriptor, json.dumps(asdict(self._record)).encode())
-            _to_disk(descriptor)
-            unnamed.rename(self._path)
-        except OSError:
-            os.close(descriptor)
-            unnamed.unlink(missing_ok=True)
-            raise
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-        self._descriptor = descriptor
-        _folder_to_disk(self._path.parent)
+    def end(self, *, well: bool) -> None:
+        """Take the record away; after a run that ended *well* also those that a person has been told of."""
+        self._file.remove()
+        if well:
+            with contextlib.suppress(OSError):
+                for told in self._folder.glob(f"*{TOLD_SUFFIX}"):
+                    told.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def recorded(
-    plan: MemoryPlan, machine: Machine, *, command: str, title: str, folder: Path | None = None
+    plan: MemoryPlan, machine: Machine, *, model: str, bits: int | None, title: str, folder: Path | None = None
 ) -> Iterator[Recording]:
     """Keep a record of *plan* on the disk until the block ends, in whatever way Python notices.
 
@@ -117,7 +97,8 @@ def recorded(
     """
     boot = machine.boot()
     record = RunRecord(
-        command=command,
+        model=model,
+        bits=bits,
         title=title,
         total_bytes=plan.total_bytes,
         weight_bytes=plan.weight_bytes,
@@ -135,29 +116,23 @@ def recorded(
     recording = Recording(folder or paths.runs_dir(), record)
     with _ended_in_order():
         recording.enter("load")
+        well = False
         try:
             yield recording
+            well = True
         finally:
-            recording.end()
+            recording.end(well=well)
 
 
 def read_left(path: Path) -> RunRecord | None:
     """Return the record in *path*, or None while its process lives, or if it is no record."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return _parsed(os.read(descriptor, _MAX_RECORD_BYTES))
-    except OSError:  # locked: it lives
-        return None
-    finally:
-        os.close(descriptor)
+    record = read_record(path)
+    return None if record is None or record.living else _parsed(record.content)
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
-    "command": (str,),
+    "model": (str,),
+    "bits": (int, type(None)),
     "title": (str,),
     "phase": (str,),
     "started_at_s": (int, float),
@@ -209,21 +184,3 @@ def _ended_in_order() -> Iterator[None]:
                 with contextlib.suppress(OSError, ValueError):
                     stream.flush()
             os.kill(os.getpid(), received[0])
-
-
-def _to_disk(descriptor: int) -> None:
-    """Bring a file past the drive's own cache, which macOS's fsync leaves out."""
-    full = getattr(fcntl, "F_FULLFSYNC", None)
-    if full is not None:
-        with contextlib.suppress(OSError):  # a network volume has no such cache to ask
-            fcntl.fcntl(descriptor, full)
-            return
-    os.fsync(descriptor)
-
-
-def _folder_to_disk(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        _to_disk(descriptor)
-    finally:
-        os.close(descriptor)

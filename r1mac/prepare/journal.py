@@ -4,12 +4,13 @@ A crash may come between any two steps, so the record says what was about to be 
 """
 
 import json
-import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1mac import durable
 from r1mac.errors import NotWritable
 from r1mac.machine.readings import Boot
 from r1mac.machine.wired_limit import WiredState
@@ -66,21 +67,36 @@ class Journal:
         return now.at_start_mib if self.daemon_mib is None else self.daemon_mib
 
 
+class UnreadableJournal(NotWritable):
+    """There is a record of what tune changed, and it cannot be read; nothing is guessed from it."""
+
+
 def load_journal(path: Path) -> Journal | None:
     """Return the record in *path*, or None where there is none.
 
     Raises:
-        NotWritable: there is one that cannot be read; nothing is guessed from it.
+        UnreadableJournal: there is one that cannot be read.
     """
     try:
         return parse_journal(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise NotWritable(
-            f"the record of what tune changed cannot be read: {path} ({error})",
-            hint="`r1mac tune --status` shows what is set; move that file away when it is as you want it",
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UnreadableJournal(
+            f"the record of what tune changed cannot be read: {path} ({_reason(error)})",
+            hint=f"`{set_aside(path)}` lets tune begin anew: what there was before its first change is then forgotten, "
+            "and what is set now stays; `r1mac tune --status` shows that",
         ) from error
+
+
+def set_aside(path: Path) -> str:
+    """Return the command that moves a damaged record out of the way and keeps it."""
+    return f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.bad')}"
+
+
+def _reason(error: Exception) -> str:
+    # A KeyError is its key alone.
+    return f"it has no {error}" if isinstance(error, KeyError) else str(error)
 
 
 def save_journal(path: Path, journal: Journal | None) -> None:
@@ -123,8 +139,8 @@ def parse_journal(text: str) -> Journal:
         daemon_changed=bool(data["daemon_changed"]),
         kept_mib=tuple(int(mib) for mib in data["kept_mib"]),
         config=ConfigChange(
-            before=config["before"],
-            ours=tuple(config["ours"]),
+            before=_optional_text(config["before"]),
+            ours=tuple(_text(text) for text in config["ours"]),
             values={model: _parse_values(values) for model, values in config["values"].items()},
         ),
     )
@@ -134,6 +150,16 @@ def _parse_values(values: Mapping[str, Any]) -> dict[str, tuple[int | None, tupl
     return {
         name: (_optional_int(before), tuple(int(value) for value in wrote)) for name, (before, wrote) in values.items()
     }
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None else _text(value)
 
 
 def _optional_int(value: Any) -> int | None:
@@ -148,24 +174,10 @@ def write_whole(path: Path, text: str | None) -> None:
     Raises:
         NotWritable: that is not possible.
     """
-    from r1mac.hub.manifest import fsync_folder
-
-    path = path.resolve()
-    new = path.with_name(f".{path.name}.new")
     try:
         if text is None:
-            path.unlink(missing_ok=True)
-            new.unlink(missing_ok=True)  # what a crash may have left
+            durable.remove(path)
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with new.open("w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists():
-                new.chmod(path.stat().st_mode & 0o777)
-            new.replace(path)
-        if path.parent.is_dir():
-            fsync_folder(path.parent)
+            durable.write_whole(path, text)
     except OSError as error:
         raise NotWritable(f"cannot write {path}: {error.strerror}", hint="make it writable for yourself") from error

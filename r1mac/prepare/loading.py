@@ -1,11 +1,12 @@
 """The last step: files and a plan become an engine, and the computer's memory is held for it."""
 
 import contextlib
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1mac.machine.base import Machine
+from r1mac.machine.occupancy import Holder, occupy
 from r1mac.plan.fit import MemoryPlan
 from r1mac.prepare.files import PrepareEvent, Progress
 from r1mac.prepare.planning import Judgement
@@ -17,17 +18,22 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def memory_held(judgement: Judgement, machine: Machine, *, force: bool = False) -> "Iterator[Recording]":
+def memory_held(
+    judgement: Judgement,
+    machine: Machine,
+    *,
+    force: bool = False,
+    on_others: Callable[[tuple[Holder, ...]], None] | None = None,
+) -> "Iterator[Recording]":
     """Hold what the plan needs while the block loads and runs the model.
 
     Other r1mac processes are told, MLX gets its limits, once for this process, and a record is kept for the case
-    that this computer goes down with it.
+    that this computer goes down with it. *on_others* is told of the processes that *force* goes past.
 
     Raises:
         DoesNotFit: another r1mac process holds too much for both; *force* goes on knowingly.
     """
     from r1mac.engine.limits import limited
-    from r1mac.machine.occupancy import occupy
     from r1mac.prepare.black_box import recorded
 
     plan, title = judgement.plan, described(judgement.wish.target)
@@ -35,11 +41,12 @@ def memory_held(judgement: Judgement, machine: Machine, *, force: bool = False) 
         title,
         planned_bytes=plan.total_bytes,
         budget_bytes=plan.budget_bytes,
-        wired_limit_bytes=plan.limit_bytes,
+        wired_limit_bytes=judgement.hardware.wired_limit_bytes,
         force=force,
+        on_others=on_others,
     )
-    command = judgement.wish.command_line("run").removeprefix("r1mac run ")
-    with recorded(plan, machine, command=command, title=title) as recording, held, limited(plan):
+    record = recorded(plan, machine, model=judgement.wish.name, bits=judgement.wish.target.bits, title=title)
+    with record as recording, held, limited(plan):
         yield recording
 
 

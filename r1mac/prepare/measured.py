@@ -5,12 +5,12 @@ Mac says how far off that is there, and the forecast of speed learns from each r
 """
 
 import contextlib
-import os
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from r1mac import paths
+from r1mac import durable, paths
 from r1mac.catalog.arch import ArchSpec
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import MemoryPlan
@@ -113,11 +113,8 @@ def save_measured(hardware: HardwareProfile, measured: Measured, path: Path | No
         "speed": list(measured.calibration) if measured.calibration else None,
         "scratch_factors": dict(measured.scratch_factors),
     }
-    new = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new.write_text(json.dumps(data, indent=2), encoding="utf-8")
-        new.replace(path)
+        durable.write_whole(path, json.dumps(data, indent=2))
 
 
 def _scratch_factor(arch: ArchSpec, plan: MemoryPlan, stats: "GenerationStats") -> float | None:
@@ -144,7 +141,9 @@ def _calibration(ratios: Any) -> Calibration | None:
 
 
 def _clamped(factor: Any) -> float:
-    return min(_MOST_FACTOR, max(_LEAST_FACTOR, float(factor))) if isinstance(factor, int | float) else 1.0
+    if not isinstance(factor, int | float) or not math.isfinite(factor):
+        return 1.0
+    return min(_MOST_FACTOR, max(_LEAST_FACTOR, float(factor)))
 
 
 def _key(hardware: HardwareProfile) -> str:
@@ -153,13 +152,13 @@ def _key(hardware: HardwareProfile) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except OSError:
         return {}
     import json
 
     try:
         data = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
         return {}
     return data if isinstance(data, dict) else {}

@@ -9,8 +9,8 @@ from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import MemoryPlan
 from r1mac.plan.memory import Quantization, weight_bytes
 from r1mac.prepare.remedies import Remedy, binding_limit, find_remedies, most_bits
-from r1mac.prepare.target import Target, described, find_stored, settings_name
-from r1mac.prepare.wish import Wish
+from r1mac.prepare.target import Target, described, find_stored
+from r1mac.prepare.wish import Wish, wish_for
 from r1mac.settings import Settings
 from r1mac.units import MIB, format_memory
 
@@ -62,42 +62,30 @@ class Judgement(NamedTuple):
         Raises:
             DoesNotFit: with the numbers; the hint names what can be run here.
         """
-        title, known = described(self.wish.target), self.wish.arch.max_context_tokens
-        if self.plan.context_tokens > known:
-            raise DoesNotFit(
-                f"{title} knows contexts of at most {known} tokens, and {self.plan.context_tokens} were asked for",
-                hint=f"use --context {known} or less",
-            )
-        if not self.plan.fits:
-            raise DoesNotFit(
-                f"{title} needs {format_memory(self.plan.total_bytes)} with {self.plan.context_tokens} tokens of "
-                f"context, and this machine has {format_memory(self.plan.budget_bytes)} for it",
-                hint="\n".join(f"`{remedy.command}`: {remedy.effect}" for remedy in self.remedies())
-                or "no member of the family fits this machine",
-            )
+        if self.can_run:
+            return
+        title, known, plan = described(self.wish.target), self.wish.arch.max_context_tokens, self.plan
+        problem = (
+            f"{title} needs {format_memory(plan.total_bytes)} with {plan.context_tokens} tokens of context, and the "
+            f"machine has {format_memory(plan.budget_bytes)} for it"
+        )
+        if plan.context_tokens > known:
+            problem = f"{title} knows contexts of at most {known} tokens, and {plan.context_tokens} were asked for"
+        help_there_is = "\n".join(f"`{remedy.command}`: {remedy.effect}" for remedy in self.remedies())
+        raise DoesNotFit(problem, hint=help_there_is or "no member of the family fits this machine")
 
 
-def judge(target: Target, settings: Settings, hardware: HardwareProfile) -> Judgement:
+def judge(target: Target, settings: Settings, hardware: HardwareProfile, *, mac: str | None = None) -> Judgement:
     """Return plan and forecast of what *target* means, from the nearest source of its shape.
+
+    *mac* is how the person called a computer that is not this one.
 
     Raises:
         BadCheckpoint: its config.json is not that of a model that r1mac runs.
         R1MacError: it has to be asked for on the Hub, and that failed.
     """
     arch, stored_bytes = _shape(target, settings)
-    settings = settings.for_model(settings_name(target))
-    context = settings.context_tokens
-    if context is not None and "context_tokens" not in settings.said:
-        # A preference for all models; only what was asked for this one may be refused.
-        context = min(context, arch.max_context_tokens)
-    wish = Wish(
-        target=target,
-        arch=arch,
-        stored_bytes=stored_bytes,
-        context_tokens=context,
-        kv_bits=settings.kv_bits or 16,
-        most_step_tokens=settings.prefill_step_tokens,
-    )
+    wish = wish_for(target, arch, stored_bytes, settings, mac=mac)
     return judge_wish(wish, hardware)
 
 

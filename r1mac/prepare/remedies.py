@@ -1,15 +1,16 @@
-"""What would really help where a plan does not fit: commands that were each planned here, cheapest first."""
+"""What would really help where a plan does not fit: commands that were each planned on that computer."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
 from r1mac.catalog.models import all_models
 from r1mac.machine.base import HardwareProfile
-from r1mac.plan.fit import MIN_CONTEXT_TOKENS, MemoryPlan, fit
+from r1mac.plan.fit import MIN_CONTEXT_TOKENS, MemoryPlan
 from r1mac.plan.memory import Quantization, weight_bytes
-from r1mac.prepare.wish import Wish
+from r1mac.prepare.target import Target
+from r1mac.prepare.wish import Wish, wish_for
 from r1mac.units import format_memory
 
 _AT_MOST = 3
@@ -26,17 +27,20 @@ class Remedy(NamedTuple):
 def find_remedies(wish: Wish, hardware: HardwareProfile, raised: HardwareProfile | None) -> tuple[Remedy, ...]:
     """Return up to three commands that fit *hardware*, cheapest first.
 
+    First those that leave room for a typical answer; if there is none of them, those that fit at all.
+
     Args:
         wish: what does not fit.
-        hardware: this computer.
+        hardware: the computer.
         raised: the same computer with the highest limit that ``r1mac tune`` would set; None where it would set none.
     """
     known = wish.arch.max_context_tokens
     if (wish.context_tokens or 0) > known:
         wish = replace(wish, context_tokens=known)
         if wish.plan(hardware).fits:
-            return (_run(wish, "the longest context that the model knows"),)
-    return tuple(islice(_remedies(wish, hardware, raised), _AT_MOST))
+            return (_run(wish, hardware, "the longest context that the model knows"),)
+    useful = tuple(islice(_Remedies(wish, hardware, raised, _is_useful).all(), _AT_MOST))
+    return useful or tuple(islice(_Remedies(wish, hardware, raised, _fits).all(), _AT_MOST))
 
 
 def binding_limit(wish: Wish, plan: MemoryPlan, raised: HardwareProfile | None) -> str:
@@ -45,7 +49,7 @@ def binding_limit(wish: Wish, plan: MemoryPlan, raised: HardwareProfile | None) 
         return "the model's own context length"
     if raised is not None and wish.plan(raised).max_context_tokens > plan.max_context_tokens:
         return "the GPU's wired limit, which `r1mac tune` can raise"
-    return "this machine's memory"
+    return "the machine's memory"
 
 
 def most_bits(wish: Wish, hardware: HardwareProfile) -> int | None:
@@ -53,76 +57,111 @@ def most_bits(wish: Wish, hardware: HardwareProfile) -> int | None:
     return next((bits for bits in wish.widths if wish.at_bits(bits).plan(hardware).fits), None)
 
 
-def _remedies(wish: Wish, hardware: HardwareProfile, raised: HardwareProfile | None) -> Iterator[Remedy]:
-    if raised is not None and wish.plan(raised).fits:
-        yield _tune(wish, "lets the GPU use more of this machine's memory")
-    yield from _narrower_cache(wish, hardware)
-    yield from _shorter_context(wish, hardware)
-    if raised is not None and not wish.plan(raised).fits:
-        yield from _narrower_cache(wish, raised, tuned=True)
-    yield from _fewer_bits(wish, hardware, raised)
-    yield from _fewer_bits_and_tokens(wish, hardware)
-    yield from _smaller_model(wish, hardware)
+def _fits(wish: Wish, hardware: HardwareProfile) -> bool:
+    return wish.plan(hardware).fits
 
 
-def _narrower_cache(wish: Wish, hardware: HardwareProfile, *, tuned: bool = False) -> Iterator[Remedy]:
-    for kv_bits in _NARROWER_KV_BITS:
-        narrower = replace(wish, kv_bits=kv_bits)
-        if kv_bits < wish.kv_bits and (plan := narrower.plan(hardware)).fits:
-            effect = f"the KV cache takes {format_memory(plan.kv_cache_bytes)} at {kv_bits} bits"
-            yield _tune(narrower, f"a higher limit, and {effect}") if tuned else _run(narrower, effect)
+def _is_useful(wish: Wish, hardware: HardwareProfile) -> bool:
+    plan = wish.plan(hardware)
+    return plan.fits and plan.context_tokens >= wish.useful_context_tokens
+
+
+class _Remedies(NamedTuple):
+    """The search for one wish; *helps* says whether a changed wish is good enough on a computer."""
+
+    wish: Wish
+    hardware: HardwareProfile
+    raised: HardwareProfile | None
+    helps: Callable[[Wish, HardwareProfile], bool]
+
+    def all(self) -> Iterator[Remedy]:
+        wish, raised = self.wish, self.raised
+        if raised is not None and self.helps(wish, raised):
+            yield _tune(wish, "lets the GPU use more of the machine's memory")
+        narrower = self._narrower_cache(self.hardware)
+        if narrower is not None:
+            yield _run(narrower, self.hardware, _cache_size(narrower, self.hardware))
+        elif raised is not None and not self.helps(wish, raised) and (cache := self._narrower_cache(raised)):
+            yield _tune(cache, f"a higher limit, and {_cache_size(cache, raised)}")
+        yield from self._shorter_context()
+        yield from self._fewer_bits()
+        yield from self._fewer_bits_and_tokens()
+        yield from self._smaller_model()
+
+    def _narrower_cache(self, hardware: HardwareProfile) -> Wish | None:
+        widths = (replace(self.wish, kv_bits=bits) for bits in _NARROWER_KV_BITS if bits < self.wish.kv_bits)
+        return next((narrower for narrower in widths if self.helps(narrower, hardware)), None)
+
+    def _shorter_context(self) -> Iterator[Remedy]:
+        wish = self.wish
+        longest = wish.plan(self.hardware).max_context_tokens
+        if wish.context_tokens is not None and MIN_CONTEXT_TOKENS <= longest < wish.context_tokens:
+            yield _run(replace(wish, context_tokens=longest), self.hardware, "the longest context that fits")
+
+    def _narrower_weights(self) -> Iterator[Wish]:
+        yield from (self.wish.at_bits(bits) for bits in self.wish.widths if bits < (self.wish.target.bits or 0))
+
+    def _fewer_bits(self) -> Iterator[Remedy]:
+        tune_offered = False
+        for fewer in self._narrower_weights():
+            if self.helps(fewer, self.hardware):
+                yield _run(fewer, self.hardware, _weights_size(fewer, self.hardware))
+                return
+            if not tune_offered and self.raised is not None and self.helps(fewer, self.raised):
+                tune_offered = True
+                yield _tune(fewer, f"a higher limit, and {_weights_size(fewer, self.raised)}")
+
+    def _fewer_bits_and_tokens(self) -> Iterator[Remedy]:
+        """Offer the widest weights that leave room for any context, where none fits with the one asked for."""
+        if self.wish.context_tokens is None:
             return
+        for fewer in self._narrower_weights():
+            plan = fewer.plan(self.hardware)
+            if plan.fits:
+                return
+            if plan.max_context_tokens >= MIN_CONTEXT_TOKENS:
+                shorter = replace(fewer, context_tokens=plan.max_context_tokens)
+                effect = f"{_weights_size(shorter, self.hardware)}, and it is the longest context"
+                yield _run(shorter, self.hardware, effect)
+                return
+
+    def _smaller_model(self) -> Iterator[Remedy]:
+        """Offer the largest member of the family that helps and is smaller, by the weight of the originals.
+
+        Counting the parameters of every model would cost 30 ms.
+        """
+        own_bytes = _source_bytes(self.wish)
+        smaller = [spec for spec in all_models() if spec.source_bytes < own_bytes and spec.packaged is None]
+        settings = self.wish.settings.without_flags()
+        for spec in sorted(smaller, key=lambda spec: -spec.source_bytes):
+            bits = settings.for_model(spec.key, *spec.aliases).bits or spec.default_bits
+            target = Target(title=spec.title, spec=spec, bits=bits)
+            stored_bytes = weight_bytes(spec.arch, Quantization(bits=bits, group_size=spec.default_group_size))
+            other = wish_for(target, spec.arch, stored_bytes, settings, mac=self.wish.mac)
+            if self.helps(other, self.hardware):
+                yield _run(other, self.hardware, f"{spec.title}, the largest that fits")
+                return
 
 
-def _shorter_context(wish: Wish, hardware: HardwareProfile) -> Iterator[Remedy]:
-    longest = wish.plan(hardware).max_context_tokens
-    if wish.context_tokens is not None and MIN_CONTEXT_TOKENS <= longest < wish.context_tokens:
-        yield _run(replace(wish, context_tokens=longest), "the longest context that fits")
-
-
-def _fewer_bits(wish: Wish, hardware: HardwareProfile, raised: HardwareProfile | None) -> Iterator[Remedy]:
-    tune_offered = False
-    for fewer in (wish.at_bits(bits) for bits in wish.widths if bits < (wish.target.bits or 0)):
-        if (plan := fewer.plan(hardware)).fits:
-            yield _run(fewer, f"the weights take {format_memory(plan.weight_bytes)}")
-            return
-        if not tune_offered and raised is not None and (plan := fewer.plan(raised)).fits:
-            tune_offered = True
-            yield _tune(fewer, f"a higher limit, and the weights take {format_memory(plan.weight_bytes)}")
-
-
-def _fewer_bits_and_tokens(wish: Wish, hardware: HardwareProfile) -> Iterator[Remedy]:
-    """Offer the widest weights that leave room for any context, where none fits with the one asked for."""
-    if wish.context_tokens is None:
-        return
-    for fewer in (wish.at_bits(bits) for bits in wish.widths if bits < (wish.target.bits or 0)):
-        plan = fewer.plan(hardware)
-        if plan.fits:
-            return
-        if plan.max_context_tokens >= MIN_CONTEXT_TOKENS:
-            shorter = replace(fewer, context_tokens=plan.max_context_tokens)
-            yield _run(shorter, f"the weights take {format_memory(plan.weight_bytes)}, and it is the longest context")
-            return
-
-
-def _smaller_model(wish: Wish, hardware: HardwareProfile) -> Iterator[Remedy]:
-    """Offer the largest member of the family that fits and is smaller, by the weight of the originals.
-
-    Counting the parameters of every model would cost 30 ms.
-    """
+def _source_bytes(wish: Wish) -> int:
     spec = wish.target.spec
-    own_bytes = spec.source_bytes if spec else wish.stored_bytes * 16 // (wish.target.bits or 16)
-    smaller = (other for other in all_models() if other.source_bytes < own_bytes and other.packaged is None)
-    for other in sorted(smaller, key=lambda other: -other.source_bytes):
-        quantization = Quantization(bits=other.default_bits, group_size=other.default_group_size)
-        if fit(other.arch, hardware, stored_bytes=weight_bytes(other.arch, quantization)).fits:
-            yield Remedy(command=f"r1mac run {other.alias}", effect=f"{other.title}, the largest that fits")
-            return
+    return spec.source_bytes if spec else wish.stored_bytes * 16 // (wish.target.bits or 16)
 
 
-def _run(wish: Wish, effect: str) -> Remedy:
+def _cache_size(wish: Wish, hardware: HardwareProfile) -> str:
+    return f"the KV cache takes {format_memory(wish.plan(hardware).kv_cache_bytes)} at {wish.kv_bits} bits"
+
+
+def _weights_size(wish: Wish, hardware: HardwareProfile) -> str:
+    return f"the weights take {format_memory(wish.plan(hardware).weight_bytes)}"
+
+
+def _run(wish: Wish, hardware: HardwareProfile, effect: str) -> Remedy:
+    if wish.context_tokens is None:
+        effect += f", with {wish.plan(hardware).context_tokens} tokens of context"
     return Remedy(command=wish.command_line("run"), effect=effect)
 
 
 def _tune(wish: Wish, effect: str) -> Remedy:
-    return Remedy(command=f"{wish.command_line('tune')} --apply", effect=effect)
+    there = "on that Mac: " if wish.mac is not None else ""
+    return Remedy(command=f"{wish.command_line('tune')} --apply", effect=there + effect)

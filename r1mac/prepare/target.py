@@ -55,7 +55,7 @@ def resolve(name: str, settings: Settings) -> Target:
     if is_path and not path.exists():
         raise UnknownModel(f"there is no folder {path}", hint="check the path")
     if spec := find(name):
-        return _catalog_target(spec, settings.for_model(spec.key).bits or spec.default_bits)
+        return _catalog_target(spec, settings.for_model(spec.key, *spec.aliases).bits or spec.default_bits)
     if path.is_file():
         import shlex
 
@@ -90,11 +90,11 @@ def typed_name(target: Target) -> str:
     return target.repo or target.convert_from or target.title
 
 
-def settings_name(target: Target) -> str:
-    """Return the name of *target*'s own table in config.toml."""
+def settings_names(target: Target) -> tuple[str, ...]:
+    """Return the names that *target*'s own table in config.toml may have; the first is the one to write."""
     if target.spec is not None:
-        return target.spec.key
-    return target.store_name or str(target.folder)
+        return target.spec.key, *target.spec.aliases
+    return (target.store_name or str(target.folder),)
 
 
 def _is_stored_quantized(repo: str, settings: Settings) -> bool:

@@ -51,7 +51,7 @@ def propose(
 
 
 def kept_settings(wish: Wish, tuning: Tuning) -> dict[str, int]:
-    """Return what config.toml keeps of *tuning* for run and serve."""
+    """Return what config.toml keeps of *tuning* for run."""
     bits = {} if wish.target.bits is None else {"bits": wish.target.bits}
     return bits | {
         "context_tokens": tuning.context_tokens,
@@ -79,7 +79,7 @@ def apply(machine: Machine, tuning: Tuning, *, model: str, settings: Mapping[str
         machine: this Mac.
         tuning: what was decided.
         model: the name of the model's table.
-        settings: what run and serve are to use for it.
+        settings: what run is to use for it.
         persist: whether a daemon is to set the limit at each start too.
 
     Raises:

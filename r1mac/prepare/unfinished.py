@@ -8,9 +8,10 @@ from typing import Literal
 
 from r1mac import paths
 from r1mac.machine.base import Machine
+from r1mac.machine.process_records import SUFFIX
 from r1mac.machine.readings import Boot, Panic
 from r1mac.plan.fit import MIN_CONTEXT_TOKENS
-from r1mac.prepare.black_box import SUFFIX, TOLD_SUFFIX, RunRecord, read_left
+from r1mac.prepare.black_box import TOLD_SUFFIX, RunRecord, read_left
 from r1mac.units import format_memory
 
 # A lower plan takes at least a tenth less: the share of its limit that macOS needs to stay out of trouble.
@@ -49,18 +50,24 @@ class Unfinished:
             "killed": "r1mac was killed or crashed while it",
         }[self.ending]
         reason = f" ({self.panic.reason})" if self.panic else ""
-        return f"{happened} {doing} {record.title}{reason}, since {when} with {plan}"
+        return f"{happened} {doing} {record.title}{reason}; started {when}, with {plan}"
+
+    @property
+    def needed_little(self) -> bool:
+        """Whether it had planned for so little of this computer's memory that memory was hardly the reason."""
+        return self.record.total_bytes < _LITTLE_SHARE * self.record.limit_bytes
 
     def advice(self) -> str:
         """Return what would make the next run safer."""
-        if self.record.total_bytes < _LITTLE_SHARE * self.record.limit_bytes:
+        if self.needed_little:
             return "that was little of this computer's memory, so memory was hardly the reason"
         lower = lower_plan(self.record)
         if lower is None:
             return "its weights are most of that: take fewer --bits or a smaller model (`r1mac plan` lists what fits)"
-        options = f" --context {lower.context_tokens}"
-        options += f" --kv-bits {lower.kv_bits}" if lower.kv_bits != 16 else ""  # noqa: PLR2004
-        return f"`r1mac run {self.record.command}{options}` needs about {format_memory(lower.total_bytes)}"
+        bits = "" if self.record.bits is None else f" --bits {self.record.bits}"
+        kv_bits = f" --kv-bits {lower.kv_bits}" if lower.kv_bits != 16 else ""  # noqa: PLR2004
+        command = f"r1mac run {self.record.model}{bits} --context {lower.context_tokens}{kv_bits}"
+        return f"`{command}` needs about {format_memory(lower.total_bytes)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,10 +1,12 @@
 """A tuning and the state of the wired limit, as rows for a person and as data for a program."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from r1mac.machine.base import HardwareProfile
+from r1mac.machine.darwin import RESET_WIRED_LIMIT
 from r1mac.machine.wired_limit import WiredState
 from r1mac.plan.fit import MemoryPlan
 from r1mac.plan.report import machine_row
@@ -12,6 +14,8 @@ from r1mac.plan.tune import Limits, Tuning
 from r1mac.units import MIB, format_memory
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from r1mac.machine.occupancy import Holder
     from r1mac.prepare.journal import Journal
 
@@ -57,8 +61,20 @@ def status_rows(
     *,
     holders: Sequence["Holder"],
     journal: "Journal | None",
+    unreadable: "Path | None" = None,
+    uninstall_command: str,
 ) -> Iterator[Row]:
-    """Yield what is set, what will be at the next start, and who still has an older limit."""
+    """Yield what is set, what will be at the next start, and who still has an older limit.
+
+    Args:
+        hardware: this Mac.
+        limits: its limits.
+        state: what is set.
+        holders: who runs.
+        journal: what there was before tune's first change, if it changed anything.
+        unreadable: that record, where it is there and cannot be read.
+        uninstall_command: what removes r1mac's daemon.
+    """
     yield machine_row(hardware)
     yield "wired limit", limit_text(state.limit_mib, limits)
     if state.limit_mib:
@@ -67,8 +83,7 @@ def status_rows(
     left = format_memory(hardware.memory_bytes - (limits.highest_mib * MIB or limits.default_bytes))
     most = f"up to {limit_text(limits.highest_mib, limits)}" if limits.highest_mib else "nothing above macOS's own"
     yield "r1mac sets", f"{most}, which leaves macOS {left}"
-    if limits.too_high:
-        yield "danger", f"macOS has less than 4 GiB left; {limits.bearable_mib} MiB is the most that this Mac can bear"
+    yield from _dangers(limits, state, uninstall_command)
     yield from _named_once("each start", list(_at_each_start(state)))
     if state.daemon_mib not in {None, state.limit_mib}:
         now = f"{state.limit_mib} MiB" if state.limit_mib else "macOS's own"
@@ -78,6 +93,29 @@ def status_rows(
         before = f"{journal.limit_mib} MiB" if journal.limit_mib else "macOS's own limit"
         daemon = f"a daemon that sets {journal.daemon_mib} MiB" if journal.daemon_mib else "no daemon"
         yield "before tune", f"{before}, {daemon}; `r1mac tune --undo` puts it back"
+    if unreadable is not None:
+        from r1mac.prepare.journal import set_aside
+
+        yield "record", f"unreadable: {unreadable}"
+        yield "", f"{set_aside(unreadable)}  (tune begins anew; what was set before its first change is forgotten)"
+
+
+def _dangers(limits: Limits, state: WiredState, uninstall_command: str) -> Iterator[Row]:
+    """Yield what is or will be set above what this Mac can bear, each with the command that puts it right."""
+    if limits.too_high:
+        yield "danger", f"macOS has less than 4 GiB left; {limits.bearable_mib} MiB is the most that this Mac can bear"
+        yield "", f"{RESET_WIRED_LIMIT}  (macOS's own limit, at once)"
+    for path, mib, remove in _startup(state, uninstall_command):
+        if limits.is_too_high(mib):
+            yield "danger", f"{path} sets {mib} MiB at each start, which leaves macOS less than 4 GiB"
+            yield "", f"{remove}  (and then it no longer does)"
+
+
+def _startup(state: WiredState, uninstall_command: str) -> Iterator[tuple[str, int, str]]:
+    if state.daemon_mib is not None:
+        yield "r1mac's daemon", state.daemon_mib, uninstall_command
+    for other in state.others:
+        yield str(other.path), other.value, f"sudo rm {shlex.quote(str(other.path))}"
 
 
 def status_data(
@@ -87,6 +125,8 @@ def status_data(
     *,
     holders: Sequence["Holder"],
     journal: "Journal | None",
+    unreadable: "Path | None" = None,
+    uninstall_command: str,
 ) -> dict[str, Any]:
     """Return the same as JSON types."""
     return {
@@ -101,7 +141,9 @@ def status_data(
         "other_daemons": [{"path": str(other.path), "mib": other.value} for other in state.others],
         "drift": state.daemon_mib not in {None, state.limit_mib},
         "running": [{**asdict(holder), "old_limit": _has_old_limit(holder, hardware)} for holder in holders],
+        "dangers": [text for _, text in _dangers(limits, state, uninstall_command)],
         "before": None if journal is None else {"limit_mib": journal.limit_mib, "daemon_mib": journal.daemon_mib},
+        "unreadable_record": None if unreadable is None else str(unreadable),
     }
 
 

@@ -76,7 +76,7 @@ def test_a_mac_one_thinks_of_is_planned_like_one_that_is_there(r1mac, tmp_path):
 def test_an_unknown_chip_is_said_to_be_unknown(r1mac):
     done = r1mac("plan", "70b", "--mac", "m9 ultra 256gb")
     assert done.returncode == 0
-    assert "no forecast: nothing is known of this chip's speed" in done.stdout
+    assert "no forecast: r1mac does not know this chip" in done.stdout
     assert "estimated" in done.stdout
 
 

@@ -88,6 +88,8 @@ def test_a_second_run_that_would_over_commit_says_who_holds_how_much(r1mac, envi
     assert refused.returncode == 4
     assert f"for R1 70B at 4 bits (process {other.pid})" in refused.stderr
     assert (forced.returncode, alone.returncode) == (0, 0)
+    assert f"(process {other.pid}); going on, as --force says" in forced.stderr
+    assert "going on" not in alone.stderr
 
 
 def killed_in_the_middle(environment: dict[str, str], model: Path) -> None:

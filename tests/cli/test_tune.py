@@ -8,7 +8,6 @@ from pathlib import Path
 import pexpect
 import pytest
 
-from r1mac.machine.occupancy import occupy
 from r1mac.units import GIB
 from tests.macs import LABEL, ROOT, Mac
 
@@ -126,46 +125,6 @@ def test_the_data_is_json(mac):
     assert json.loads(succeeds(mac.r1mac("tune", "--undo", "--json")))["undone"] is False
 
 
-# What --status finds ------------------------------------------------------------------------------
-
-
-def test_status_tells_of_drift(mac):
-    """The kernel has another limit than the daemon sets: both are shown."""
-    succeeds(mac.r1mac("tune", "70b", "--persist"))
-    mac.set_sysctl("iogpu.wired_limit_mb", 0)
-    out = succeeds(mac.r1mac("tune", "--status"))
-
-    assert "drift" in out
-    assert "sets 54272 MiB at each start, and now it is macOS's own" in out
-
-
-def test_status_tells_who_keeps_an_old_limit(mac):
-    """A process of r1mac that began under another limit keeps it until it ends."""
-    title, plan = "DeepSeek 32B", {"planned_bytes": 20 * GIB, "budget_bytes": 64 * GIB}
-    with occupy(title, wired_limit_bytes=55662788608, **plan):
-        assert "keeps the limit" not in succeeds(mac.r1mac("tune", "--status"))
-        applied = succeeds(mac.r1mac("tune", "70b", "--apply"))
-        status = succeeds(mac.r1mac("tune", "--status"))
-
-    assert f"{title} (process {os.getpid()})" in applied
-    assert f"{title} (process {os.getpid()}) with 20.0 GiB; it keeps the limit of 51.8 GiB" in status
-    assert title not in succeeds(mac.r1mac("tune", "--status"))
-
-
-def test_status_tells_of_another_programs_daemon(mac):
-    """Who else sets the limit at each start is named with its file."""
-    plist = (
-        b'<?xml version="1.0"?><plist version="1.0"><dict><key>Label</key><string>org.other</string>'
-        b"<key>RunAtLoad</key><true/><key>ProgramArguments</key><array><string>/usr/sbin/sysctl</string>"
-        b"<string>iogpu.wired_limit_mb=58000</string></array></dict></plist>"
-    )
-    mac.add_daemon("org.other", plist)
-    mac.restart()
-
-    assert mac.wired_limit_mib == 58000
-    assert "org.other.plist sets 58000 MiB" in succeeds(mac.r1mac("tune", "--status"))
-
-
 # How it ends when it cannot -----------------------------------------------------------------------
 
 
@@ -229,7 +188,7 @@ def test_undo_that_sudo_refuses_can_be_repeated(mac, home):
 
 
 def test_a_model_that_no_limit_helps(mac, home):
-    changes_nothing(mac, home, "671b", "--apply", code=4, words=("needs 356.9 GiB", "r1mac run 70b"))
+    changes_nothing(mac, home, "671b", "--apply", code=4, words=("GiB with 32768 tokens of context", "r1mac run 70b"))
 
 
 def test_a_context_that_the_model_does_not_know(mac, home):
@@ -248,6 +207,9 @@ def test_this_computer_is_no_mac(r1mac):
     [
         ["--apply"], ["--persist"], ["--undo", "70b"], ["70b", "--undo", "--apply"], ["--status", "--undo"],
         ["70b", "--reserve", "3gb"], ["70b", "--reserve", "lots"], ["70b", "--kv-bits", "5"],
+        # Said, and without an effect: the person would think that it was heeded.
+        ["--context", "9000"], ["--kv-bits", "8"], ["--yes"], ["70b", "--yes"], ["--status", "--bits", "3"],
+        ["70b", "--status"], ["--undo", "--reserve", "6gb"], ["--undo", "--bits", "3"], ["--undo", "--yes"],
     ],
 )  # fmt: skip
 def test_a_wrong_command_line(mac, arguments):
@@ -255,6 +217,16 @@ def test_a_wrong_command_line(mac, arguments):
 
     assert done.returncode == 2
     assert not any(call.startswith("sudo") for call in mac.calls)
+
+
+@pytest.mark.parametrize("arguments", [[], ["8b"], ["70b", "--apply"]])
+def test_more_than_macos_leaves_by_itself_cannot_be_reserved(mac, arguments):
+    """A reserve that no limit can keep is refused with the number, not passed over."""
+    done = mac.r1mac("tune", *arguments, "--reserve", "60gb")
+
+    assert done.returncode == 2
+    assert "macOS's own limit leaves 12.2 GiB" in done.stderr
+    assert mac.wired_limit_mib == 0
 
 
 def test_a_small_reserve_wants_a_yes(mac, home):

@@ -287,6 +287,20 @@ def test_uninstall_leaves_nothing_but_the_limit(mac):
     assert mac.wired_limit_mib == 0
 
 
+def test_a_daemon_that_launchd_keeps_is_told(mac):
+    """launchd may not let go: then it is not said that there is none. Its file goes, so the next start is without it."""
+    as_root(mac, "install", "57344")
+    mac.fault("launchctl-keeps")
+    done = as_root(mac, "uninstall")
+
+    assert (done.returncode, done.stdout) == (73, "")
+    assert "launchd keeps the daemon until this Mac starts again" in done.stderr
+    assert not mac.daemon_file.exists()
+    mac.restart()
+    assert (mac.wired_limit_mib, mac.loaded) == (0, set())
+    assert as_root(mac, "uninstall").stdout == "daemon: none\n"
+
+
 def test_status_needs_no_root(mac):
     assert as_user(mac, "status").stdout == "iogpu.wired_limit_mb: 0\ndaemon: none\n"
     as_root(mac, "install", "57344")

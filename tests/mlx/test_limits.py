@@ -6,7 +6,7 @@ import pytest
 
 from r1mac.catalog.models import find
 from r1mac.engine import limits
-from r1mac.machine.fake import M2_ULTRA_192, M4_16, M4_MAX_128
+from r1mac.machine.fake import M2_ULTRA_192, M3_ULTRA_512, M4_16, M4_MAX_128
 from r1mac.plan.fit import fit
 from r1mac.plan.memory import Quantization, weight_bytes
 from r1mac.units import GIB
@@ -30,8 +30,8 @@ def test_a_model_of_half_the_memory_is_wired_with_its_cache():
     large = plan_of("70b", M4_MAX_128, context_tokens=131072)
     chosen = limits.choose_limits(large, device(M4_MAX_128))
     assert chosen is not None
-    assert chosen.wired_bytes == large.weight_bytes + large.kv_cache_bytes + 8 * GIB
-    assert chosen.memory_bytes == M4_MAX_128.wired_limit_bytes
+    assert chosen.wired_bytes == large.total_bytes + GIB
+    assert chosen.memory_bytes == large.budget_bytes
 
 
 def test_a_small_model_wires_nothing():
@@ -46,10 +46,12 @@ def test_nothing_exceeds_the_working_set_and_kept_buffers_stay_within_the_plan()
     assert chosen is not None
     assert chosen.wired_bytes == M4_16.wired_limit_bytes
     assert 0 < chosen.cache_bytes <= GIB
-    roomy = plan_of("8b", M2_ULTRA_192)
-    kept = limits.choose_limits(roomy, device(M2_ULTRA_192))
+    assert chosen.memory_bytes == M4_16.wired_limit_bytes
+    roomy = plan_of("671b", M3_ULTRA_512)
+    kept = limits.choose_limits(roomy, device(M3_ULTRA_512))
     assert kept is not None
-    assert kept.cache_bytes + roomy.weight_bytes + roomy.kv_cache_bytes <= roomy.budget_bytes
+    assert kept.cache_bytes == roomy.prefill_scratch_bytes
+    assert kept.wired_bytes >= roomy.total_bytes
 
 
 class RecordingMLX(SimpleNamespace):

@@ -31,7 +31,7 @@ from pathlib import Path
 from r1mac.prepare.black_box import recorded
 from tests.unit.test_black_box import MACHINE, plan
 
-with recorded(plan(), MACHINE, command="70b", title="R1-Distill-Llama-70B", folder=Path(sys.argv[1])) as recording:
+with recorded(plan(), MACHINE, model="70b", bits=None, title="R1-Distill-Llama-70B", folder=Path(sys.argv[1])) as recording:
     recording.enter("run")
     try:
         print("half a line, ", end="")
@@ -78,7 +78,7 @@ def test_a_run_that_was_killed_is_found_once_it_is_dead(tmp_path):
 
     assert alive == ()
     assert left.ending == "killed"
-    assert (left.record.pid, left.record.phase, left.record.command) == (process.pid, "run", "70b")
+    assert (left.record.pid, left.record.phase, left.record.model) == (process.pid, "run", "70b")
     assert left.record.total_bytes == plan().total_bytes
     assert abs(left.record.started_at_s - time.time()) < 300
 
@@ -138,7 +138,7 @@ def test_what_a_person_was_told_is_not_told_again(tmp_path):
     stop(start(tmp_path, "time.sleep(600)"), signal.SIGKILL)
     mark_told(unfinished(MACHINE, folder=tmp_path))
     again, asked = unfinished(MACHINE, folder=tmp_path), unfinished(MACHINE, with_told=True, folder=tmp_path)
-    with recorded(plan(), MACHINE, command="8b", title="8B", folder=tmp_path):
+    with recorded(plan(), MACHINE, model="8b", bits=None, title="8B", folder=tmp_path):
         meanwhile = unfinished(MACHINE, with_told=True, folder=tmp_path)
 
     assert again == ()
@@ -146,9 +146,30 @@ def test_what_a_person_was_told_is_not_told_again(tmp_path):
     assert unfinished(MACHINE, with_told=True, folder=tmp_path) == ()
 
 
+def test_what_a_person_was_told_stays_until_a_run_ends_well(tmp_path):
+    """A run that failed proves nothing: the doctor still names the one before it."""
+    stop(start(tmp_path, "time.sleep(600)"), signal.SIGKILL)
+    mark_told(unfinished(MACHINE, folder=tmp_path))
+    with (
+        pytest.raises(ZeroDivisionError),
+        recorded(plan(), MACHINE, model="8b", bits=None, title="8B", folder=tmp_path),
+    ):
+        raise ZeroDivisionError
+
+    assert len(unfinished(MACHINE, with_told=True, folder=tmp_path)) == 1
+
+
+def test_a_name_too_long_for_a_record_stops_no_run(tmp_path, caplog):
+    """Nothing is written that could be read only in part."""
+    with recorded(plan(), MACHINE, model="/x" * 9000, bits=None, title="8B", folder=tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+    assert "no record of this run" in caplog.text
+
+
 def test_a_record_says_where_the_run_is(tmp_path):
     """It is on the disk before the block begins, and follows the run from loading to running."""
-    with recorded(plan(), MACHINE, command="70b", title="70B", folder=tmp_path) as recording:
+    with recorded(plan(), MACHINE, model="70b", bits=None, title="70B", folder=tmp_path) as recording:
         (path,) = tmp_path.iterdir()
         loading = json.loads(path.read_text())
         recording.enter("run")
@@ -164,7 +185,7 @@ def test_a_folder_that_cannot_be_written_stops_no_run(tmp_path, caplog):
     """A run is worth more than its record."""
     (tmp_path / "file").write_text("")
     done = []
-    with recorded(plan(), MACHINE, command="70b", title="70B", folder=tmp_path / "file" / "runs"):
+    with recorded(plan(), MACHINE, model="70b", bits=None, title="70B", folder=tmp_path / "file" / "runs"):
         done.append(True)
 
     assert done == [True]
@@ -203,7 +224,7 @@ def test_signals_are_as_before_after_a_run(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
     own = signal.signal(signal.SIGHUP, lambda *_: None)
     try:
-        with recorded(plan(), MACHINE, command="70b", title="70B", folder=tmp_path):
+        with recorded(plan(), MACHINE, model="70b", bits=None, title="70B", folder=tmp_path):
             assert signal.getsignal(signal.SIGTERM) is not before
             os.kill(os.getpid(), signal.SIGHUP)
     finally:

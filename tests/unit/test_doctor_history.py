@@ -1,5 +1,6 @@
 """What the doctor says of crashes and of runs that did not end."""
 
+import json
 import time
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from r1mac.catalog.models import find
 from r1mac.doctor.history import check_last_run, check_panics
 from r1mac.machine import fake
 from r1mac.machine.fake import FakeMachine
+from r1mac.machine.process_records import SUFFIX
 from r1mac.machine.readings import Boot, Panic
 from r1mac.plan.fit import fit
-from r1mac.prepare.black_box import SUFFIX, recorded
+from r1mac.prepare.black_box import recorded
 from r1mac.prepare.unfinished import mark_told, unfinished
 from tests.doctors import BOOT, NOW_S, examination, status_and_words
 
@@ -62,7 +64,7 @@ def leave_a_record(boot: Boot) -> None:
     spec = find("70b")
     assert spec is not None
     plan = fit(spec.arch, fake.M4_MAX_128, stored_bytes=39_700_000_000)
-    with recorded(plan, FakeMachine(fake.M4_MAX_128, boot=boot), command="70b", title="the 70B"):
+    with recorded(plan, FakeMachine(fake.M4_MAX_128, boot=boot), model="70b", bits=None, title="the 70B"):
         (path,) = paths.runs_dir().glob(f"*{SUFFIX}")
         content = path.read_bytes()
     path.write_bytes(content)
@@ -81,6 +83,21 @@ def test_a_last_run_that_was_killed_stays_until_one_ends_well():
 
     words = ("killed or crashed", "the 70B", "GiB planned of 107.5 GiB", "r1mac run 70b --context")
     assert status_and_words(check_last_run, mac, *words) == "warn"
+
+
+def test_a_last_run_that_needed_little():
+    """Memory is not called the reason in one line and hardly the reason in the next, and no other plan is advised."""
+    spec = find("1.5b")
+    assert spec is not None
+    plan = fit(spec.arch, fake.M4_MAX_128, stored_bytes=1_000_000_000)
+    leave_a_record(BOOT)
+    (path,) = paths.runs_dir().glob(f"*{SUFFIX}")
+    record = json.loads(path.read_text()) | {"total_bytes": plan.total_bytes, "model": "1.5b"}
+    path.write_text(json.dumps(record))
+    (result,) = check_last_run(examination(fake.M4_MAX_128))
+
+    assert "memory was hardly the reason" in str(result.why)
+    assert result.fix == "`r1mac -v run 1.5b` says more if it happens again"
 
 
 def test_a_last_run_that_took_the_mac_with_it():

@@ -1,5 +1,6 @@
 """What the doctor says of limits, pressure, swap and memory that nobody gives back."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,24 @@ from hypothesis import strategies as st
 from r1mac import paths
 from r1mac.catalog.models import find
 from r1mac.doctor.examination import Examination
-from r1mac.doctor.memory import check_pressure, check_startup, check_swap, check_wired_limit, check_wired_memory
+from r1mac.doctor.memory import (
+    check_pressure,
+    check_startup,
+    check_swap,
+    check_tuning_record,
+    check_wired_limit,
+    check_wired_memory,
+)
 from r1mac.engine.device import Device
 from r1mac.machine import fake
+from r1mac.machine.darwin import default_wired_limit_bytes
 from r1mac.machine.fake import FakeMachine
 from r1mac.machine.occupancy import occupy
+from r1mac.machine.process_records import SUFFIX
 from r1mac.machine.readings import Boot, MemoryState, Readings, StartupSetting
 from r1mac.plan.fit import fit
-from r1mac.prepare.black_box import SUFFIX, recorded
-from r1mac.units import GIB
+from r1mac.prepare.black_box import recorded
+from r1mac.units import GIB, MIB
 from tests.doctors import BOOT, examination, only, status_and_words
 
 OWN = Path("/Library/LaunchDaemons/dev.r1mac.gpu-wired-limit.plist")
@@ -55,10 +65,11 @@ def test_a_limit_that_endangers_the_mac_fails(memory_gib, wired_limit_mib, statu
 
 @given(st.sampled_from([8, 16, 24, 36, 64, 128, 192, 512]), st.integers(1, 600 * 1024))
 def test_only_what_leaves_too_little_fails(memory_gib, wired_limit_mib):
-    """A limit fails exactly where it leaves macOS less than 4 GiB."""
-    result = only(check_wired_limit(limited(memory_gib, wired_limit_mib)))
+    """A limit fails exactly where it leaves macOS less than 4 GiB, and less than macOS's own limit would."""
+    mac = limited(memory_gib, wired_limit_mib)
+    own_mib = default_wired_limit_bytes(memory_gib * GIB, 26) / MIB
 
-    assert (result.status == "fail") == (wired_limit_mib > (memory_gib - 4) * 1024)
+    assert (only(check_wired_limit(mac)).status == "fail") == (wired_limit_mib > max((memory_gib - 4) * 1024, own_mib))
 
 
 def test_mlx_and_kernel_that_disagree():
@@ -113,6 +124,27 @@ def test_what_sets_the_limit_at_each_start(setting, wired_limit_mib, status, wor
     assert status_and_words(check_startup, mac, *words) == status
 
 
+def test_a_record_of_tune_that_cannot_be_read(tmp_path):
+    """The doctor names it with the command that moves it away; one that can be read, or none, is not worth a line."""
+    mac = limited(64, 0)
+    absent = [*check_tuning_record(mac)]
+    paths.tuning_file().parent.mkdir(parents=True)
+    paths.tuning_file().write_bytes(b"\xff\x00")
+
+    path = paths.tuning_file()
+    assert absent == []
+    assert status_and_words(check_tuning_record, mac, f"mv {path} {path}.bad", "cannot be read") == "warn"
+
+
+def test_another_users_process_is_not_to_be_killed(monkeypatch):
+    with occupy("the 70B", planned_bytes=GIB, budget_bytes=90 * GIB, wired_limit_bytes=100 * GIB):
+        monkeypatch.setattr(os, "getuid", lambda: 54321)
+        _, process = check_wired_limit(limited(128, 114_688))
+
+    assert "kill" not in str(process.fix)
+    assert "another user" in str(process.fix)
+
+
 # Pressure and swap --------------------------------------------------------------------------------
 
 
@@ -156,7 +188,7 @@ def leave_a_record(boot: Boot) -> None:
     assert spec is not None
     machine = FakeMachine(fake.M3_ULTRA_512, boot=boot)
     plan = fit(spec.arch, fake.M3_ULTRA_512, stored_bytes=39_700_000_000)
-    with recorded(plan, machine, command="70b", title="the 70B"):
+    with recorded(plan, machine, model="70b", bits=None, title="the 70B"):
         (path,) = paths.runs_dir().glob(f"*{SUFFIX}")
         content = path.read_bytes()
     path.write_bytes(content)

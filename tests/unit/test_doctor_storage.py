@@ -68,6 +68,13 @@ def test_settings_that_are_right(tmp_path):
     assert after == f"{paths.config_file()} is valid"
 
 
+def test_a_table_for_no_model_is_told():
+    """A slip in the name of a model's table would have no effect without a word; an alias has one."""
+    for name, status in (("bogus", "warn"), ("70b", "ok"), ("r1-distill-70b", "ok")):
+        of = examination(fake.M4_16, models={name: {"kv_bits": 8}})
+        assert only(check_settings(of)).status == status
+
+
 # The store ----------------------------------------------------------------------------------------
 
 
@@ -132,7 +139,7 @@ def test_a_half_deleted_model_is_named(tmp_path):
     ("profile", "status", "words"),
     [
         (fake.M4_MAX_128, "ok", ("of 96.8 GiB that it may use",)),
-        (fake.M5_PRO_64, "ok", ("30208 tokens", "of 46.7 GiB")),
+        (fake.M5_PRO_64, "ok", ("46.6 GiB with ", "of 46.7 GiB")),
         (fake.M4_PRO_48, "warn", ("r1mac ",)),
         (fake.M4_16, "warn", ("does not fit", "r1mac ")),
     ],

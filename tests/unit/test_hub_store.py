@@ -1,12 +1,15 @@
 """What is on disk: only whole models are listed, and a stop at any moment leaves no half one."""
 
+import errno
 import json
 import multiprocessing
+import os
 from pathlib import Path
 
 import filelock
 import pytest
 
+from r1mac import durable
 from r1mac.errors import BadCheckpoint, DiskFull, NotWritable, R1MacError, UnknownModel
 from r1mac.hub.manifest import MANIFEST_NAME, describe, format_manifest, load_manifest, parse_manifest, write_manifest
 from r1mac.hub.store import Store
@@ -28,12 +31,6 @@ def fail_to_make(store: Store, name: str, *, keep_partial: bool) -> None:
     with store.building(name, keep_partial=keep_partial) as folder:
         (folder / "model.safetensors").write_bytes(b"half")
         raise ZeroDivisionError
-
-
-def write_manifest_to(store: Store, device: str) -> None:
-    with store.building("r1") as folder:
-        (folder / f".{MANIFEST_NAME}.new").symlink_to(device)
-        write_manifest(folder, describe(folder, source="s", revision=None, bits=None))
 
 
 def shown(store: Store) -> list[str]:
@@ -261,11 +258,15 @@ def test_wait_can_be_bounded(store):
     assert waited == ["r1"]
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-def test_full_disk_is_said_so(store):
+def test_full_disk_is_said_so(store, monkeypatch):
     """A manifest for which there is no room is DiskFull, and no model appears."""
+
+    def no_room(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable, "to_disk", no_room)
     with pytest.raises(DiskFull):
-        write_manifest_to(store, "/dev/full")
+        make_model(store, "r1")
 
     assert shown(store) == []
 

@@ -114,15 +114,27 @@ def test_a_set_limit_replaces_the_default(wired_limit_mb, limit_bytes, source):
     assert (profile.wired_limit_bytes, profile.wired_limit_source) == (limit_bytes, source)
 
 
-@pytest.mark.parametrize(("wired_limit_mb", "warned"), [("65537", True), ("65536", False), ("0", False)])
-def test_a_limit_above_the_memory_is_warned_about(caplog, wired_limit_mb, warned):
-    """A limit that the kernel accepts and the memory cannot hold is told to the user, with the way back."""
-    texts = {SYSCTL: f"hw.memsize: {64 * GIB}\niogpu.wired_limit_mb: {wired_limit_mb}\n", IOREG: ""}
+@pytest.mark.parametrize(
+    ("memory_gib", "wired_limit_mb", "warned"),
+    [
+        (64, "1000000", True),
+        (64, "61441", True),  # less than 4 GiB remain
+        (64, "61440", False),
+        (64, "0", False),
+        (8, "0", False),  # macOS's own limit leaves a small Mac less than that
+        (8, "5461", False),
+        (8, "5462", True),
+    ],
+)
+def test_a_limit_that_starves_macos_is_warned_about_once(caplog, memory_gib, wired_limit_mb, warned):
+    """A limit that the kernel accepts and the Mac cannot bear is told in one sentence, with the way back."""
+    texts = {SYSCTL: f"hw.memsize: {memory_gib * GIB}\niogpu.wired_limit_mb: {wired_limit_mb}\n", IOREG: ""}
     machine = DarwinMachine(run=lambda argv: CommandResult(returncode=0, stdout=texts[argv]), platform_machine="arm64")
     with caplog.at_level(logging.WARNING, logger=darwin.__name__):
         machine.profile()
+        machine.profile()
 
-    assert ("iogpu.wired_limit_mb=0" in caplog.text) == warned
+    assert caplog.text.count("sudo sysctl iogpu.wired_limit_mb=0") == warned
 
 
 def test_an_unknown_macos_gets_the_lower_estimate():

@@ -113,6 +113,7 @@ def test_a_cpu_plans_float32(name):
         context_tokens=plan.context_tokens,
         fused_attention=False,
         value_bytes=4,
+        quantized_weights=plan.compute is Compute.FLOAT32,
     )
     assert plan.weight_bytes > on_a_mac.weight_bytes
 

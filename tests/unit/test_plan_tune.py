@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1mac.catalog.models import find
@@ -176,8 +176,43 @@ def test_a_limit_that_starves_macos_is_warned_of_and_replaced():
 
     assert tune("70b", starving).wired_limit_mib == 53 * 1024
     assert tune("8b", starving).wired_limit_mib == 0
-    assert tune("671b", with_limit(M5_PRO_64, 1_000_000)).plan.fits is False
     assert "may freeze" in tune("8b", starving).reasons[0]
+
+
+@pytest.mark.parametrize("mib", [60 * 1024 + 1, 1_000_000])
+def test_a_limit_that_starves_macos_goes_also_where_nothing_fits(mib):
+    """A model that no limit helps is no reason to leave a dangerous one."""
+    tuning = tune("671b", with_limit(M5_PRO_64, mib))
+
+    assert (tuning.plan.fits, tuning.wired_limit_mib) == (False, 0)
+    assert "may freeze" in tuning.reasons[0]
+    assert tune("671b", with_limit(M5_PRO_64, 60 * 1024)).wired_limit_mib is None
+
+
+def test_a_limit_that_breaks_the_reserve_that_was_asked_for_does_not_stay():
+    """--reserve 10gb on a 64 GB Mac whose limit leaves 4: the limit goes down, whether the model needs it or not."""
+    own, reserve_bytes = with_limit(M5_PRO_64, 60 * 1024), 10 * GIB
+
+    assert tune("70b", own, reserve_bytes=reserve_bytes).wired_limit_mib == 53 * 1024
+    assert tune("8b", own, reserve_bytes=reserve_bytes).wired_limit_mib == 0
+    assert tune("671b", own, reserve_bytes=reserve_bytes).wired_limit_mib == 0
+    assert "leaves macOS 4.0 GiB, less than the reserve" in tune("8b", own, reserve_bytes=reserve_bytes).reasons[0]
+    assert tune("8b", with_limit(M5_PRO_64, 54 * 1024), reserve_bytes=reserve_bytes).wired_limit_mib is None
+
+
+def test_a_limit_that_is_raised_for_speed_says_so():
+    """The 671B with all of its context fits 512 GB with a short prefill step; what a long one needs is told beside it."""
+    tuning = tune("671b", M3_ULTRA_512, context_tokens=163_840)
+    now = fit(
+        find("671b").arch, M3_ULTRA_512, stored_bytes=stored_bytes("671b", 4), context_tokens=163_840,
+        kv_bits=tuning.kv_bits,
+    )  # fmt: skip
+    (reason,) = (reason for reason in tuning.reasons if "macOS's own limit of" in reason)
+
+    assert now.fits
+    assert now.prefill_step_tokens < 512 <= tuning.prefill_step_tokens
+    assert reason.startswith("it fits macOS's own limit of 464.0 GiB")
+    assert f"with a prefill step of {now.prefill_step_tokens}; one of {tuning.prefill_step_tokens}, which" in reason
 
 
 # What gives way -----------------------------------------------------------------------------------
@@ -232,6 +267,7 @@ MEMORIES = st.one_of(st.sampled_from(SOLD_GIB), st.integers(8, 768))
 MACOS = st.sampled_from(["14.5", "15.7.7", "26.1", "27.0.1"])
 
 
+@settings(deadline=None)
 @given(
     memory_gib=MEMORIES,
     macos=MACOS,
@@ -245,24 +281,27 @@ MACOS = st.sampled_from(["14.5", "15.7.7", "26.1", "27.0.1"])
 def test_no_proposal_is_dangerous(memory_gib, macos, model, bits, context_tokens, kv_bits, reserve_gib, set_gib):
     """Whatever is asked for on whatever Mac: no limit above the memory less the reserve, or below the default.
 
-    And the plan under the proposed limit fits, or nothing is proposed.
+    And the plan under the proposed limit fits, or nothing is proposed but macOS's own instead of one that may not stay.
     """
     hardware = mac("Apple M5 Max", memory_gib=memory_gib, macos=macos, wired_limit_mib=set_gib * 1024)
     reserve = None if reserve_gib is None else int(reserve_gib * GIB)
     limits = limits_of(hardware, reserve_bytes=reserve)
     tuning = tune(model, hardware, bits=bits, context_tokens=context_tokens, kv_bits=kv_bits, reserve_bytes=reserve)
 
+    assert tuning.wired_limit_mib is not None or not limits.must_change
     if tuning.wired_limit_mib is None:
         if tuning.plan.fits:
             assert tuning.plan.limit_bytes == hardware.wired_limit_bytes
             assert tuning.plan.limit_bytes <= max(limits.bearable_mib * MIB, limits.default_bytes)
         return
-    assert tuning.plan.fits
+    if not tuning.plan.fits:
+        assert (tuning.wired_limit_mib, limits.must_change) == (0, True)
+        return
     if tuning.wired_limit_mib == 0:
         assert tuning.plan.limit_bytes == limits.default_bytes
         return
     limit_bytes = tuning.wired_limit_mib * MIB
-    own = 0 if limits.too_high else set_gib * 1024
+    own = limits.usable_set_mib
     assert limit_bytes > limits.default_bytes
     assert limit_bytes <= memory_gib * GIB - 4 * GIB
     assert tuning.wired_limit_mib <= max(limits.highest_mib, own)
@@ -285,6 +324,7 @@ def test_more_memory_never_means_a_lower_highest_limit(smaller, larger, macos):
     assert most[0] <= most[1]
 
 
+@settings(deadline=None)
 @given(hardware=st.sampled_from(LARGE), model=st.sampled_from(MODELS), context=st.none() | st.integers(256, 65_536))
 def test_what_was_applied_is_not_proposed_again(hardware, model, context):
     """After the proposal is carried out, the same question changes nothing more."""

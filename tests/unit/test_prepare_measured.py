@@ -110,6 +110,19 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path, text):
     assert load_measured(M4_MAX_128, path) == Measured()
 
 
+@pytest.mark.parametrize("data", [b"\xff\xfe{", b"[" * 100_000])
+def test_bytes_that_are_no_text_are_as_good_as_none(tmp_path, data):
+    path = tmp_path / "measured.json"
+    path.write_bytes(data)
+    assert load_measured(M4_MAX_128, path) == Measured()
+
+
+def test_a_factor_that_is_no_number_is_none(tmp_path):
+    path = tmp_path / "measured.json"
+    save_measured(M4_MAX_128, Measured(scratch_factors={"llama": float("nan")}), path)
+    assert load_measured(M4_MAX_128, path).scratch_factors == {"llama": 1.0}
+
+
 def test_a_disk_that_takes_nothing_is_no_error(tmp_path):
     (tmp_path / "file").write_text("")
     save_measured(M4_MAX_128, Measured(), tmp_path / "file" / "measured.json")

@@ -1,6 +1,8 @@
 """What a name's plan says to a person: refusals with their numbers, and remedies that would really help."""
 
+import os
 import shlex
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -28,7 +30,7 @@ from r1mac.prepare.family import judge_family
 from r1mac.prepare.planning import Judgement, judge, tuned_machine
 from r1mac.prepare.remedies import Remedy
 from r1mac.prepare.target import resolve
-from r1mac.units import GIB, MIB
+from r1mac.units import GIB, MIB, format_memory
 
 MACHINES = [
     M1_8, M4_16, M6_32_MACOS27, M4_PRO_48, M5_PRO_64, M4_MAX_128, M2_ULTRA_192, M5_ULTRA_256, M3_ULTRA_512, LINUX_64,
@@ -37,14 +39,17 @@ MACHINES = [
 
 @pytest.fixture(autouse=True, scope="module")
 def empty_home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("R1MAC_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
+        patch.setenv("R1MAC_HOME", str(home))
+        yield home
 
 
-def judged(name: str, hardware: HardwareProfile, **flags: int | None) -> Judgement:
+def judged(
+    name: str, hardware: HardwareProfile, environ: Mapping[str, str] = os.environ, **flags: int | None
+) -> Judgement:
     """Judge a model of the catalog as the command line would."""
-    chosen = settings_module.load(**flags)
+    chosen = settings_module.load(environ, **flags)
     return judge(resolve(name, chosen), chosen, hardware)
 
 
@@ -55,7 +60,7 @@ def refusal(name: str, hardware: HardwareProfile, **flags: int | None) -> DoesNo
     return caught.value
 
 
-def carried_out(remedy: Remedy, hardware: HardwareProfile) -> Judgement:
+def carried_out(remedy: Remedy, hardware: HardwareProfile, environ: Mapping[str, str] = os.environ) -> Judgement:
     """Return what becomes of *remedy*'s command on *hardware*, as a person would type it."""
     program, verb, name, *rest = shlex.split(remedy.command)
     assert program == "r1mac"
@@ -66,7 +71,7 @@ def carried_out(remedy: Remedy, hardware: HardwareProfile) -> Judgement:
         hardware = raised
     names = {"--bits": "bits", "--kv-bits": "kv_bits", "--context": "context_tokens"}
     flags = {names[option]: int(value) for option, value in zip(rest[::2], rest[1::2], strict=True)}
-    return judged(name, hardware, **flags)
+    return judged(name, hardware, environ, **flags)
 
 
 def test_an_asked_context_beyond_the_models_is_refused_first():
@@ -75,19 +80,28 @@ def test_an_asked_context_beyond_the_models_is_refused_first():
 
     assert "131072" in error.problem
     assert "200000" in error.problem
-    assert error.hint == "use --context 131072 or less"
+    assert error.hint == "`r1mac run 70b --context 131072`: the longest context that the model knows"
+
+
+def test_a_context_that_neither_model_nor_memory_allows_gets_a_hint_that_both_do():
+    """The 70B on 64 GB with 200,000 tokens: what is offered fits, not only what the model knows."""
+    judgement = judged("70b", M5_PRO_64, context_tokens=200_000)
+    assert judgement.remedies()
+    assert all(carried_out(remedy, M5_PRO_64).can_run for remedy in judgement.remedies())
+    assert judgement.remedies()[0].command in (refusal("70b", M5_PRO_64, context_tokens=200_000).hint or "")
 
 
 def test_the_error_of_weights_that_do_not_fit():
     """The 70B on 32 GB: the error has the need, the context and the room, and what that Mac can run."""
     error = refusal("70b", M6_32_MACOS27)
 
+    need = format_memory(judged("70b", M6_32_MACOS27).plan.total_bytes)
     assert error.problem.startswith(
-        "DeepSeek-R1-Distill-Llama-70B at 4 bits needs 47.1 GiB with 32768 tokens of context"
+        f"DeepSeek-R1-Distill-Llama-70B at 4 bits needs {need} with 32768 tokens of context"
     )
     # 32 GiB x 0.78, rounded up to pages of 16 KiB; a tenth of it is kept free.
-    assert error.problem.endswith("this machine has 22.5 GiB for it")
-    assert error.hint == "`r1mac run 32b`: DeepSeek-R1-Distill-Qwen-32B, the largest that fits"
+    assert error.problem.endswith("the machine has 22.5 GiB for it")
+    assert (error.hint or "").startswith("`r1mac run 32b`: DeepSeek-R1-Distill-Qwen-32B, the largest that fits, with ")
     assert error.exit_code == 4
 
 
@@ -114,22 +128,61 @@ def test_where_only_the_context_is_too_long_a_shorter_one_is_offered_exactly():
     assert not judged("32b", M6_32_MACOS27, context_tokens=answer.plan.context_tokens + 256).can_run
 
 
+BITS = st.sampled_from([None, 2, 3, 4, 6, 8, 16])
+KV_BITS = st.sampled_from([None, 16, 8, 4])
+CONTEXTS = st.none() | st.integers(256, 200_000)
+
+
 @given(
     hardware=st.sampled_from(MACHINES),
     name=st.sampled_from([model.alias for model in all_models()]),
-    bits=st.sampled_from([None, 2, 3, 4, 6, 8, 16]),
-    kv_bits=st.sampled_from([None, 16, 8, 4]),
-    context=st.none() | st.integers(256, 131_072),
+    bits=BITS,
+    kv_bits=KV_BITS,
+    context=CONTEXTS,
+    preferred=st.fixed_dictionaries({"BITS": BITS, "KV_BITS": KV_BITS, "CONTEXT_TOKENS": CONTEXTS}),
+    table=st.none() | st.fixed_dictionaries({"bits": BITS, "kv_bits": KV_BITS, "context_tokens": CONTEXTS}),
 )
-def test_every_remedy_really_helps(hardware, name, bits, kv_bits, context):
-    """Each command that is offered, typed as it stands, fits the machine that it was offered for."""
-    judgement = judged(name, hardware, bits=bits, kv_bits=kv_bits, context_tokens=context)
+def test_every_remedy_really_helps(empty_home, hardware, name, bits, kv_bits, context, preferred, table):
+    """Each command that is offered, typed as it stands, fits the machine that it was offered for.
+
+    Also for somebody whose variables and config.toml say something else than r1mac would choose.
+    """
+    environ = {f"R1MAC_{key}": str(value) for key, value in preferred.items() if value is not None}
+    environ["R1MAC_HOME"] = str(empty_home)
+    lines = [f"{key} = {value}" for key, value in (table or {}).items() if value is not None]
+    (empty_home / "config.toml").write_text("\n".join([f'[models."{name}"]', *lines]) if table else "")
+    judgement = judged(name, hardware, environ, bits=bits, kv_bits=kv_bits, context_tokens=context)
     remedies = judgement.remedies()
     assert len(remedies) <= 3
     assert len({remedy.command for remedy in remedies}) == len(remedies)
     assert not (remedies and judgement.can_run)
     for remedy in remedies:
-        assert carried_out(remedy, hardware).can_run, remedy.command
+        assert carried_out(remedy, hardware, environ).can_run, remedy.command
+
+
+def test_what_is_offered_has_room_for_an_answer():
+    """An M1 with 8 GB can hold the 8B with 3,328 tokens, in which its thoughts do not end: the 7B is offered."""
+    (remedy,) = judged("70b", M1_8).remedies()
+    assert remedy.command == "r1mac run 7b"
+    assert carried_out(remedy, M1_8).plan.context_tokens >= 13_000
+
+
+def test_a_command_says_what_the_settings_would_say_otherwise():
+    """With 6 bits preferred the 4-bit 671B has to be asked for."""
+    environ = {**os.environ, "R1MAC_BITS": "6"}
+    judgement = judged("671b", M3_ULTRA_512, environ)
+    assert not judgement.can_run
+    commands = [remedy.command for remedy in judgement.remedies()]
+    assert "r1mac run 671b --bits 4" in commands
+
+
+def test_a_table_kept_for_one_width_does_not_bind_another(tmp_path):
+    """A context that `tune` kept for 3 bits is not asked of the 4-bit weights."""
+    (tmp_path / "config.toml").write_text('[models."70b"]\nbits = 3\ncontext_tokens = 57000\n')
+    environ = {"R1MAC_HOME": str(tmp_path)}
+    assert judged("70b", M5_PRO_64, environ).wish.target.bits == 3
+    assert judged("70b", M5_PRO_64, environ).plan.context_tokens == 57_000
+    assert judged("70b", M5_PRO_64, environ, bits=4).can_run
 
 
 @pytest.mark.parametrize(
@@ -158,7 +211,7 @@ def test_a_narrower_cache_holds_a_longer_context():
 
 
 def test_the_family_has_every_shape_once_and_its_verdicts_are_those_of_plan():
-    judgements = list(judge_family(M4_MAX_128))
+    judgements = list(judge_family(M4_MAX_128, settings_module.load()))
     names = {judgement.wish.name for judgement in judgements}
     assert {"1.5b", "7b", "8b", "14b", "32b", "70b", "671b"} <= names
     assert "demo" not in names
@@ -170,7 +223,7 @@ def test_the_family_has_every_shape_once_and_its_verdicts_are_those_of_plan():
 
 
 def test_a_family_with_a_context_shortens_it_for_models_that_know_less():
-    for judgement in judge_family(M3_ULTRA_512, context_tokens=131_072, bits=4):
+    for judgement in judge_family(M3_ULTRA_512, settings_module.load(context_tokens=131_072, bits=4)):
         assert judgement.plan.context_tokens == min(131_072, judgement.wish.arch.max_context_tokens)
 
 

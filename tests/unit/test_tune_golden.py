@@ -22,7 +22,7 @@ RECORDED = {
     "m3-max-96gb": ("m3-max-96gb-macos26", ["70b --context 131072"]),
     "m4-max-128gb-macos15": ("m4-max-128gb-macos15", ["70b --bits 8 --context 131072"]),
     "m4-max-128gb": ("m4-max-128gb-macos26.2", ["70b --bits 8 --context 131072", "671b --bits 2"]),
-    "m3-ultra-512gb": ("m3-ultra-512gb-macos26", ["671b", "671b --bits 6"]),
+    "m3-ultra-512gb": ("m3-ultra-512gb-macos26", ["671b", "671b --context 163840", "671b --bits 6"]),
     "m6-32gb-macos27": ("m6-mini-32gb-macos27.0.1", ["14b", "32b"]),
     "m5-max-64gb-override": ("m5-max-64gb-override", ["70b"]),
     "m5-max-128gb-override": ("m5-max-128gb-override", ["70b"]),
@@ -47,7 +47,7 @@ MADE = {
             "machdep.cpu.brand_string": "Apple M4 Max", "hw.memsize": 64 * GIB, "kern.osproductversion": "26.2",
             "iogpu.wired_limit_mb": 1_000_000,
         },
-        ["70b", "8b"],
+        ["70b", "8b", "671b"],
     ),
     "rosetta": (
         {

@@ -19,7 +19,8 @@ THEN, NOW = Boot(session="A", started_at_s=1000), Boot(session="B", started_at_s
 def record(**changes: object) -> RunRecord:
     """Return the record of a 70B with 10 GiB of cache, with what differs."""
     values: dict[str, object] = {
-        "command": "70b",
+        "model": "70b",
+        "bits": None,
         "title": "R1-Distill-Llama-70B at 4 bits",
         "total_bytes": 50 * GIB,
         "weight_bytes": 38 * GIB,
@@ -122,29 +123,47 @@ def _utc(monkeypatch):
     time.tzset()
 
 
-PLAN = "01 Jan 01:23 with 50.0 GiB planned of 56.0 GiB"
+PLAN = "01 Jan 01:23, with 50.0 GiB planned of 56.0 GiB"
 
 
 @pytest.mark.parametrize(
     ("ending", "phase", "sentence"),
     [
-        ("panic", "run", f"the computer crashed while r1mac ran the 70B (completeMemory() …), since {PLAN}"),
+        ("panic", "run", f"the computer crashed while r1mac ran the 70B (completeMemory() …); started {PLAN}"),
         (
             "restart",
             "load",
-            f"the computer started again before the end of an r1mac that was loading the 70B, since {PLAN}",
+            f"the computer started again before the end of an r1mac that was loading the 70B; started {PLAN}",
         ),
-        ("killed", "run", f"r1mac was killed or crashed while it ran the 70B, since {PLAN}"),
+        ("killed", "run", f"r1mac was killed or crashed while it ran the 70B; started {PLAN}"),
     ],
 )
 def test_what_is_said(ending, phase, sentence):
     """One sentence names what happened, the model, when, and the numbers; the advice is a command."""
     run = Unfinished(
         path=HERE,
-        record=record(phase=phase, title="the 70B", command="70b --bits 3"),
+        record=record(phase=phase, title="the 70B", bits=3),
         ending=ending,
         panic=panic(9100) if ending == "panic" else None,
     )
 
     assert run.describe() == sentence
     assert run.advice() == "`r1mac run 70b --bits 3 --context 16384` needs about 45.0 GiB"
+
+
+def test_the_advice_says_each_option_once():
+    """What the run was asked for is not repeated before what is advised."""
+    cache = {"kv_bits": 8, "context_tokens": 60_000, "kv_cache_bytes": 10 * GIB}
+    run = Unfinished(path=HERE, record=record(**cache), ending="killed")
+
+    assert run.advice().startswith("`r1mac run 70b --context 30000 --kv-bits 8` needs")
+
+
+def test_a_plan_for_little_memory_gets_no_lower_plan():
+    """Where memory was hardly the reason, no other plan is advised."""
+    small = record(total_bytes=13 * GIB, weight_bytes=2 * GIB)
+    run = Unfinished(path=HERE, record=small, ending="killed")
+
+    assert run.needed_little
+    assert "memory was hardly the reason" in run.advice()
+    assert "r1mac run" not in run.advice()

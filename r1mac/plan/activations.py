@@ -1,0 +1,105 @@
+"""What one prefill step holds beside weights and cache, buffer by buffer.
+
+MLX allocates a buffer when an operation is queued and frees it when its last reader has run, and it queues far
+ahead of what runs. So the peak is not what one operation needs but all that lies between the operation at work and
+the last one queued: about a layer. ``layer_buffers`` lists the buffers of a layer, with the dispatches of MLX's CPU
+backend between which each is held. ``scripts/measure-memory`` compares the sums with ``mx.get_peak_memory``.
+
+Metal cannot be measured here: the two rules of ``_gpu_bytes`` are read from MLX's source and reproduce published
+peaks.
+"""
+
+from functools import lru_cache
+from itertools import pairwise
+
+from r1mac.catalog.arch import ArchSpec
+from r1mac.plan.layer_buffers import Size, ValueTypes, layer_buffers, layer_dispatches
+
+# On a CPU stream MLX lets 11 tasks of 10 dispatches wait, the last of them partly filled.
+_DISPATCHES_AHEAD = 105
+# Products with codes need no transposed view: a dispatch less for each, so that as many reach further.
+_DISPATCHES_SAVED_BY_CODES = 7
+# On a GPU it is 11 command buffers, each closed when it has read 50 Mi values.
+_VALUES_AHEAD = 11 * 50 * 2**20
+
+
+def step_bytes(arch: ArchSpec, types: ValueTypes, *, step_tokens: int, context_tokens: int, on_gpu: bool) -> int:
+    """Return the most that is held at once beside weights and cache.
+
+    Args:
+        arch: the model's shape.
+        types: in which it computes and caches.
+        step_tokens: prompt tokens read at once.
+        context_tokens: tokens in the cache after the step.
+        on_gpu: whether the kernels are Metal's.
+    """
+    return round((_gpu_bytes if on_gpu else _cpu_bytes)(arch, types, step_tokens, context_tokens))
+
+
+def _cpu_bytes(arch: ArchSpec, types: ValueTypes, step_tokens: int, context_tokens: int) -> float:
+    """Return the most that is alive at once, of a layer and of the one queued behind it."""
+    pairs = step_tokens * context_tokens
+    most = 0.0
+    for changes in _cpu_changes(arch, types):
+        alive = 0.0
+        for per_step, per_context, per_pair in changes:
+            alive += per_step * step_tokens + per_context * context_tokens + per_pair * pairs
+            most = max(most, alive)
+    return most
+
+
+@lru_cache(maxsize=64)
+def _cpu_changes(arch: ArchSpec, types: ValueTypes) -> list[list[Size]]:
+    """Return what comes, and negated what goes, while two layers run, in order, for each kind of neighbours."""
+    ahead = _DISPATCHES_AHEAD + _DISPATCHES_SAVED_BY_CODES * types.quantized_weights
+    kinds = _layer_kinds(arch)
+    found = []
+    for has_experts, next_has_experts in sorted(set(pairwise([*kinds, kinds[-1]]))):
+        later = layer_dispatches(arch, types, has_experts=has_experts)
+        buffers = [(buffer, 0) for buffer in layer_buffers(arch, types, has_experts=has_experts)]
+        buffers += [(buffer, later) for buffer in layer_buffers(arch, types, has_experts=next_has_experts)]
+        # What is born counts from the moment at which it is queued; at equal places it comes before what dies.
+        changes = [(buffer.born + place - ahead, 0, buffer.size) for buffer, place in buffers]
+        changes += [(buffer.dies + place, 1, Size(*(-part for part in buffer.size))) for buffer, place in buffers]
+        found.append([size for _, _, size in sorted(changes)])
+    return found
+
+
+def _gpu_bytes(arch: ArchSpec, types: ValueTypes, step_tokens: int, context_tokens: int) -> float:
+    """Return what the command buffers in flight hold.
+
+    What grows with the context (MLA's scores, keys and values expanded or dequantised for a layer) takes so long
+    that the next dense layer's is queued beside it: the published peaks of the 671B at 4, 8 and 16 Ki tokens
+    (mlx-lm PR 839) show it twice. The rest is held for as many layers as the command buffers have room for, and half
+    a layer more, since they end anywhere; with weights counted as if they were not quantised, the published peaks
+    of Qwen3-4B at 4 to 16 bits (mlx-lm's BENCHMARKS.md) agree.
+    """
+    most = 0.0
+    for has_experts, size, weights in _gpu_sizes(arch, types):
+        whole, fixed = size.of(step_tokens, context_tokens), size.of(step_tokens, 0)
+        if has_experts:
+            most = max(most, whole)
+            continue
+        layers = _VALUES_AHEAD / (fixed / types.value_bytes + weights) + 0.5
+        most = max(most, max(1.0, min(layers, arch.layer_count)) * fixed + 2 * (whole - fixed))
+    return most
+
+
+@lru_cache(maxsize=64)
+def _gpu_sizes(arch: ArchSpec, types: ValueTypes) -> list[tuple[bool, Size, int]]:
+    """Return for each kind of layer whether it has experts, what its buffers take on a GPU, and its weights."""
+    # The first layer is dense where any layer is.
+    weights = sum(tensor.size for _, tensor in arch.counted_tensors if tensor.name.startswith("model.layers.0."))
+    found = []
+    for has_experts in sorted(set(_layer_kinds(arch))):
+        sizes = [buffer.size for buffer in layer_buffers(arch, types, has_experts=has_experts) if buffer.on_gpu]
+        found.append((has_experts, Size(*(sum(parts) for parts in zip(*sizes, strict=True))), weights))
+    return found
+
+
+def _layer_kinds(arch: ArchSpec) -> list[bool]:
+    """Return for each layer whether it has experts."""
+    experts = arch.experts
+    if experts is None:
+        return [False] * arch.layer_count
+    return [index >= experts.first_layer and index % experts.layer_stride == 0 for index in range(arch.layer_count)]

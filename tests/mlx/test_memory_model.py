@@ -1,0 +1,47 @@
+"""The memory model beside ``mx.get_peak_memory``, on small models of every architecture."""
+
+import csv
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# One of each architecture, none of them a shape that the tables were counted on.
+SHAPES = ("llama 8 of 2", "qwen2 14 of 2", "qwen3 16 of 8", "mla wide", "experts 4 of 16", "experts 8 of 32")
+
+
+@pytest.fixture(scope="module")
+def points() -> list[dict[str, str]]:
+    """Return what scripts/measure-memory measures on its quick grid: steps of 128 and 512, 16, 8 and 4 bits."""
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "measure-memory"),
+        "--grid",
+        "quick",
+        "--shapes",
+        ",".join(SHAPES),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL, env=os.environ)
+    return list(csv.DictReader(done.stdout.splitlines()))
+
+
+def test_every_point_is_within_5_percent(points: list[dict[str, str]]) -> None:
+    """Weights, cache and scratch as planned are the measured peak, at every step and width of the cache."""
+    errors = {
+        (row["shape"], row["step"], row["kv_bits"]): int(row["predicted"]) / int(row["measured"]) - 1 for row in points
+    }
+
+    assert len(errors) == 6 * len(SHAPES)
+    assert {name: error for name, error in errors.items() if abs(error) > 0.05} == {}
+    assert statistics.median(map(abs, errors.values())) < 0.02
+
+
+def test_the_scratch_itself_is_within_10_percent(points: list[dict[str, str]]) -> None:
+    """The part that the model has to say something about is right too, not only the sum with the weights."""
+    for row in points:
+        measured = int(row["measured"]) - int(row["weights"]) - int(row["cache"])
+        assert int(row["scratch"]) == pytest.approx(measured, rel=0.1), row
