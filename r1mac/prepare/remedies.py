@@ -8,8 +8,8 @@ from typing import NamedTuple
 from r1mac.catalog.models import all_models
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import MIN_CONTEXT_TOKENS, MemoryPlan, fit
-from r1mac.plan.memory import Quantization, weight_bytes
-from r1mac.prepare.wish import Wish
+from r1mac.plan.recipe import recipe_bytes
+from r1mac.prepare.wish import Wish, recipe_at
 from r1mac.units import format_memory
 
 _AT_MOST = 3
@@ -114,8 +114,8 @@ def _smaller_model(wish: Wish, hardware: HardwareProfile) -> Iterator[Remedy]:
     own_bytes = spec.source_bytes if spec else wish.stored_bytes * 16 // (wish.target.bits or 16)
     smaller = (other for other in all_models() if other.source_bytes < own_bytes and other.packaged is None)
     for other in sorted(smaller, key=lambda other: -other.source_bytes):
-        quantization = Quantization(bits=other.default_bits, group_size=other.default_group_size)
-        if fit(other.arch, hardware, stored_bytes=weight_bytes(other.arch, quantization)).fits:
+        stored_bytes = recipe_bytes(other.arch, recipe_at(other, other.default_bits))
+        if fit(other.arch, hardware, stored_bytes=stored_bytes).fits:
             yield Remedy(command=f"r1mac run {other.alias}", effect=f"{other.title}, the largest that fits")
             return
 

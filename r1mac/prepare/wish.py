@@ -1,13 +1,43 @@
 """What somebody asks of this computer: a model, at a width, with a context."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from r1mac.catalog.arch import ArchSpec
-from r1mac.catalog.models import TYPICAL_ANSWER_TOKENS
+from r1mac.catalog.models import TYPICAL_ANSWER_TOKENS, ModelSpec
+from r1mac.convert.recipe import plain, recipe_for
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import MemoryPlan, fit
-from r1mac.plan.memory import Quantization, weight_bytes
+from r1mac.plan.recipe import Recipe, read_bytes_per_token, recipe_bytes
 from r1mac.prepare.target import Target, typed_name
+
+
+class Weights(NamedTuple):
+    """What a model's weights take.
+
+    Attributes:
+        stored_bytes: all of them, as they are stored.
+        read_bytes: those that decoding a token reads; None where all matrices are of one width, whose mean tells it.
+    """
+
+    stored_bytes: int
+    read_bytes: float | None = None
+
+
+def recipe_at(spec: ModelSpec | None, bits: int) -> Recipe:
+    """Return what *bits* means for a model of the catalog, or one that it does not know (None).
+
+    What is fetched ready has one width; what is converted here has the model's own recipe, if there is one.
+    """
+    if spec is None or bits in spec.mlx_repos:
+        return plain(bits=bits, group_size=spec.default_group_size if spec else 64)
+    return recipe_for(spec.key, bits, group_size=spec.default_group_size)
+
+
+def weights_by(recipe: Recipe, arch: ArchSpec) -> Weights:
+    """Return what the weights of a model of shape *arch* take when they are converted by *recipe*."""
+    read_bytes = read_bytes_per_token(arch, recipe) if recipe.overrides else None
+    return Weights(stored_bytes=recipe_bytes(arch, recipe), read_bytes=read_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +46,7 @@ class Wish:
 
     Attributes:
         stored_bytes: the weights at the width asked for.
+        read_bytes: what decoding a token reads of them; None where their mean width tells it.
         context_tokens: None where the plan is free to choose.
         kv_bits: width of the cache.
         most_step_tokens: the longest prefill step to take; None where the plan is free to choose.
@@ -25,6 +56,7 @@ class Wish:
     target: Target
     arch: ArchSpec
     stored_bytes: int
+    read_bytes: float | None = None
     context_tokens: int | None = None
     kv_bits: int = 16
     most_step_tokens: int | None = None
@@ -44,9 +76,9 @@ class Wish:
 
     def at_bits(self, bits: int) -> "Wish":
         """Return the same wish with weights of another width."""
-        group_size = self.target.spec.default_group_size if self.target.spec else 64
-        stored_bytes = weight_bytes(self.arch, Quantization(bits=bits, group_size=group_size))
-        return replace(self, target=replace(self.target, bits=bits), stored_bytes=stored_bytes)
+        stored_bytes, read_bytes = weights_by(recipe_at(self.target.spec, bits), self.arch)
+        target = replace(self.target, bits=bits)
+        return replace(self, target=target, stored_bytes=stored_bytes, read_bytes=read_bytes)
 
     @property
     def widths(self) -> tuple[int, ...]:
