@@ -54,6 +54,12 @@ def script(name: str) -> Path:
     return installed if installed.is_file() else Path(__file__).parent.parent / "scripts" / name
 
 
+def recipes_dir() -> Path:
+    """Return the folder of the recipes that r1mac has: in a package beside its modules, in a checkout conversions/."""
+    installed = shipped("_shipped", "conversions")
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "conversions"
+
+
 def shipped(*parts: str) -> Path:
     """Return a data file that ships inside the package, such as ``shipped("catalog", "models.toml")``.
 

@@ -153,12 +153,13 @@ def to_block_fp8(weight: mx.array) -> tuple[mx.array, mx.array]:
     return codes[:rows, :columns], scales
 
 
-def write_fp8_checkpoint(folder: Path, config: Mapping[str, Any]) -> Path:
-    """Write a checkpoint whose projections are block FP8, as DeepSeek publishes the 671B, with an MTP layer."""
+def write_fp8_checkpoint(folder: Path, config: Mapping[str, Any], *, mtp: bool = True) -> Path:
+    """Write a checkpoint whose projections are block FP8, as DeepSeek publishes the 671B, with an MTP layer or not."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = hub_weights(config)
     last = config["num_hidden_layers"]
-    weights |= {f"model.layers.{last}.{name}": mx.ones((4,)).astype(mx.bfloat16) for name in ("enorm.weight",)}
+    if mtp:
+        weights[f"model.layers.{last}.enorm.weight"] = mx.ones((4,)).astype(mx.bfloat16)
     raw: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
     for name, values in weights.items():
         if name.endswith(("_proj.weight", "_proj_with_mqa.weight")):

@@ -22,6 +22,7 @@ faults as JSON, so another process can steer this one.
 import argparse
 import hashlib
 import json
+import sys
 import threading
 import time
 from collections import Counter
@@ -74,6 +75,9 @@ class StandIn:
         self.served_bytes: Counter[str] = Counter()
         self.requests: list[str] = []
         self.closing = threading.Event()
+        from tests.hub_uploads import Uploads
+
+        self.uploads = Uploads(self)
         self._faults: dict[str, Fault] = {}
         self._lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", port), _Handler)
@@ -136,16 +140,29 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_PUT(self) -> None:
-        faults = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        for key, fault in faults.items():
-            self.hub.fault(key, Fault(**fault))
-        self._json({})
+        content = self._sent()
+        match self._parts():
+            case ["_stand_in", "faults"]:
+                for key, fault in json.loads(content).items():
+                    self.hub.fault(key, Fault(**fault))
+                self._json({})
+            case ["_lfs", org, name, oid]:
+                if not self._went_wrong(self.hub.take_fault(f"{org}/{name}:object")):
+                    self._status(self.hub.uploads.put(oid, content))
+            case _:
+                self._status(404)
+
+    def do_POST(self) -> None:
+        content = self._sent()
+        route = self.hub.uploads.route(self._parts(), content)
+        if route is None:
+            self._status(404)
+        elif not self._went_wrong(self.hub.take_fault(":".join(route))):
+            status, answer = self.hub.uploads.answer(*route, content, self.headers.get("Authorization"))
+            self._answer(status, json.dumps(answer).encode(), "application/json")
 
     def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        parts = [unquote(part) for part in url.path.strip("/").split("/")]
-        self.hub.requests.append(f"{self.command} {self.path}")
-        match parts:
+        match self._parts():
             case ["_stand_in", "served"]:
                 self._json(dict(self.hub.served_bytes))
             case ["_cdn", org, name, *path]:
@@ -161,6 +178,22 @@ class _Handler(BaseHTTPRequestHandler):
             case _:
                 self._status(404)
 
+    def _parts(self) -> list[str]:
+        """Return the parts of the address, and note the request."""
+        self.hub.requests.append(f"{self.command} {self.path}")
+        return [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
+
+    def _sent(self) -> bytes:
+        """Return the request's body, whose length may not have been said."""
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
     def _listing(self, repo: str, revision: str, *, tree: bool) -> None:
         fault = self.hub.take_fault(repo)
         if self._went_wrong(fault) or not self._is_there(repo, revision):
@@ -171,12 +204,14 @@ class _Handler(BaseHTTPRequestHandler):
         entries += [
             {"rfilename": name, "path": name, "type": "file", "size": 1, **digests} for name in fault.more_names
         ]
-        self._json(entries if tree else {"id": repo, "sha": self.hub.commit(repo), "siblings": entries})
+        private = self.hub.uploads.visibility.get(repo) == "private"
+        page = {"id": repo, "sha": self.hub.commit(repo), "private": private, "siblings": entries}
+        self._json(entries if tree else page)
 
     def _entry(self, path: Path, repo: str, *, tree: bool, blobs: bool) -> dict[str, Any]:
         name = path.relative_to(self.hub.folder / repo).as_posix()
         size = path.stat().st_size
-        lfs = {"size": size, "pointerSize": 134} if _is_lfs(name) else None
+        lfs = {"size": size, "pointerSize": 134} if is_lfs(name) else None
         if tree:
             shown = {"type": "file", "path": name, "size": size, "oid": _git_blob_id(path)}
             return shown | ({"lfs": lfs | {"oid": _sha256(path)}} if lfs else {})
@@ -191,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.hub.folder / repo / name
         if not path.is_file():
             self._status(404, error_code="EntryNotFound")
-        elif _is_lfs(name):
+        elif is_lfs(name):
             self.send_response(302)
             self._file_headers(path, repo)
             self.send_header("Location", f"/_cdn/{repo}/{quote(name)}")
@@ -209,14 +244,14 @@ class _Handler(BaseHTTPRequestHandler):
         content = path.read_bytes()
         if fault.wrong_bytes:
             content = content[:-1] + bytes([content[-1] ^ 0xFF])
-        first = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        first, last = _range(self.headers.get("Range"), len(content))
         if first >= len(content) > 0:
             self._status(416)
             return
         if "Range" in self.headers and not fault.ignore_range:
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-            content = content[first:]
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
+            content = content[first : last + 1]
         else:
             self.send_response(200)
         self._file_headers(path, repo)
@@ -268,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _file_headers(self, path: Path, repo: str) -> None:
         self.send_header("X-Repo-Commit", self.hub.commit(repo))
         self.send_header("Accept-Ranges", "bytes")
-        if _is_lfs(path.name):
+        if is_lfs(path.name):
             self.send_header("X-Linked-Size", str(path.stat().st_size))
             self.send_header("X-Linked-Etag", f'"{_sha256(path)}"')
             self.send_header("ETag", f'"{_sha256(path)}"')
@@ -292,7 +327,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
 
-def _is_lfs(name: str) -> bool:
+def _range(header: str | None, size_bytes: int) -> tuple[int, int]:
+    """Return the first and the last byte that a request's Range asks for."""
+    first, _, last = (header or "bytes=0-").removeprefix("bytes=").partition("-")
+    return int(first), min(int(last or size_bytes), size_bytes - 1)
+
+
+def is_lfs(name: str) -> bool:
+    """Tell whether the Hub keeps the file *name* as an LFS object."""
     return any(fnmatchcase(name, pattern) for pattern in _LFS)
 
 
@@ -321,6 +363,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--fault", action="append", default=[], metavar="KEY=JSON")
     arguments = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1]))
     with StandIn(arguments.folder, arguments.port) as hub:
         for text in arguments.fault:
             key, _, fault = text.partition("=")

@@ -13,6 +13,10 @@ from typing import Any, Literal, NamedTuple
 _MAX_LAYERS = 10_000
 _EMBEDDING = "model.embed_tokens.weight"
 
+_QKV = frozenset({"q_proj", "k_proj", "v_proj"})
+_GATED = frozenset({"gate_proj", "up_proj", "down_proj"})
+_LATENT_BIASED = frozenset({"q_a_proj", "kv_a_proj_with_mqa", "o_proj"})
+
 SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3", "deepseek_v3")
 
 
@@ -82,7 +86,13 @@ class TensorShape(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ArchSpec:
-    """Shape facts of one model, from its config.json."""
+    """Shape facts of one model, from its config.json.
+
+    Attributes:
+        biased: projections that have a bias.
+        prediction_layer_count: layers behind the last one that predict further tokens (DeepSeek's MTP). They are no
+            part of the model that is run, and count in none of the figures here.
+    """
 
     model_type: str
     layer_count: int
@@ -93,8 +103,14 @@ class ArchSpec:
     tied_embeddings: bool
     attention: GroupedQueryAttention | LatentAttention
     experts: ExpertSpec | None
-    qkv_bias: bool
+    biased: frozenset[str]
     qk_norm: bool
+    prediction_layer_count: int = 0
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether queries, keys and values have biases."""
+        return "q_proj" in self.biased
 
     @cached_property
     def tensors(self) -> tuple[TensorShape, ...]:
@@ -172,9 +188,44 @@ def parse_arch(config: Mapping[str, Any]) -> ArchSpec:
         tied_embeddings=bool(config.get("tie_word_embeddings", model_type != "deepseek_v3")),
         attention=attention,
         experts=_experts(config),
-        qkv_bias=model_type == "qwen2",
+        biased=_biased(config),
         qk_norm=model_type == "qwen3",
+        prediction_layer_count=_prediction_layer_count(config),
     )
+
+
+def prediction_tensors(arch: ArchSpec, index: int) -> tuple[TensorShape, ...]:
+    """Return the tensors of layer *index*, behind the last one, that predicts a second token (DeepSeek's MTP).
+
+    It is a layer with experts and a projection of two states to one. Its embedding and head are the model's own,
+    by its makers' notes on the weights, and are not listed.
+    """
+    prefix, hidden = f"model.layers.{index}.", arch.hidden_size
+    return (
+        TensorShape(prefix + "enorm.weight", (hidden,)),
+        TensorShape(prefix + "hnorm.weight", (hidden,)),
+        TensorShape(prefix + "eh_proj.weight", (hidden, 2 * hidden), "matrix"),
+        *_layer_tensors(arch, index),
+        TensorShape(prefix + "shared_head.norm.weight", (hidden,)),
+    )
+
+
+def _biased(config: Mapping[str, Any]) -> frozenset[str]:
+    """Return the projections that mlx-lm gives a bias."""
+    attention, mlp = bool(config.get("attention_bias")), bool(config.get("mlp_bias"))
+    match config.get("model_type"):
+        case "qwen2":
+            return _QKV
+        case "llama":
+            names = _QKV | {"o_proj"} if attention else frozenset()
+            return names | _GATED if mlp else names
+        case "deepseek_v3" if attention:
+            return _LATENT_BIASED
+    return frozenset()
+
+
+def _prediction_layer_count(config: Mapping[str, Any]) -> int:
+    return _count_or(config, "num_nextn_predict_layers", 0, least=0) if config["model_type"] == "deepseek_v3" else 0
 
 
 def _experts(config: Mapping[str, Any]) -> ExpertSpec | None:
@@ -226,8 +277,11 @@ def _top_tensors(arch: ArchSpec) -> Iterator[TensorShape]:
 
 def _layer_tensors(arch: ArchSpec, index: int) -> Iterator[TensorShape]:
     prefix = f"model.layers.{index}."
-    yield from _attention_tensors(arch, prefix + "self_attn.")
-    yield from _mlp_tensors(arch, prefix + "mlp.", index)
+    for tensor in (*_attention_tensors(arch, prefix + "self_attn."), *_mlp_tensors(arch, prefix + "mlp.", index)):
+        yield tensor
+        module = tensor.name.removesuffix(".weight")
+        if tensor.role == "matrix" and module.rpartition(".")[2] in arch.biased:
+            yield TensorShape(f"{module}.bias", (tensor.shape[-2],))
     yield TensorShape(prefix + "input_layernorm.weight", (arch.hidden_size,))
     yield TensorShape(prefix + "post_attention_layernorm.weight", (arch.hidden_size,))
 
@@ -246,8 +300,6 @@ def _attention_tensors(arch: ArchSpec, prefix: str) -> Iterator[TensorShape]:
     kv_rows = attention.kv_head_count * attention.head_dim
     for name, rows in (("q_proj", q_rows), ("k_proj", kv_rows), ("v_proj", kv_rows)):
         yield TensorShape(f"{prefix}{name}.weight", (rows, hidden), "matrix")
-        if arch.qkv_bias:
-            yield TensorShape(f"{prefix}{name}.bias", (rows,))
     yield TensorShape(prefix + "o_proj.weight", (hidden, q_rows), "matrix")
     if arch.qk_norm:
         yield TensorShape(prefix + "q_norm.weight", (attention.head_dim,))

@@ -21,7 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("r1mac.cli.list_models", "List the models on this disk."),
     "show": ("r1mac.cli.show", "Show the facts of MODEL: shape, sizes, licence."),
     "rm": ("r1mac.cli.rm", "Delete MODEL from this disk."),
-    "convert": ("r1mac.cli.convert", "Convert SOURCE (a folder or a GGUF file) to an MLX model."),
+    "convert": ("r1mac.cli.convert", "Convert SOURCE (a folder, a file, or a model on the Hub) to an MLX model."),
+    "push": ("r1mac.cli.push", "Upload MODEL to the Hub repository REPO."),
 }
 
 

@@ -1,68 +1,233 @@
 """``r1mac convert``."""
 
+import re
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from r1mac.cli import options
+from r1mac.cli.recipes import list_recipes
 from r1mac.machine import detect
-from r1mac.settings import CHOICES
+
+if TYPE_CHECKING:
+    from r1mac.prepare.conversion import Manner, Output
+    from r1mac.prepare.weights import Weights
+
+_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmg]i?b)", re.IGNORECASE)
 
 
-@click.command(short_help="Convert SOURCE (a folder or a GGUF file) to an MLX model.")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The folder to make.")
+class Size(click.ParamType[int]):
+    """A number of bytes with its unit, such as ``4gb``."""
+
+    name = "SIZE"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the bytes."""
+        if isinstance(value, int):
+            return value
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size such as 500mb or 4gb", param, ctx)
+        return round(float(match["number"]) * _UNITS[match["unit"].lower()])
+
+
+@click.command(short_help="Convert SOURCE (a folder, a file, or a model on the Hub) to an MLX model.")
+@click.argument("source", required=False)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The folder to make.  [default: in the store, for a model on the Hub]",
+)
 @click.option(
     "--bits",
-    type=click.Choice([str(width) for width in CHOICES["bits"]]),
-    default="4",
-    show_default=True,
-    help="Width of the weights; 16 only translates.",
+    metavar="2|3|4|5|6|8|16|mxfp4|nvfp4|mxfp8",
+    help="Width of the weights; 16 only translates. Several (2,3,4) are made from one read, into folders of their "
+    "own: OUTPUT-2bit …, or where {bits} stands in OUTPUT.  [default: 4]",
 )
 @click.option(
     "--group-size",
     type=click.Choice(["32", "64", "128"]),
-    default="64",
-    show_default=True,
-    help="Weights that share a scale.",
+    help="Weights that share a scale, one width for all.  [default: 64]",
 )
-@click.option("--recipe", type=click.Choice(["plain"]), default="plain", show_default=True, help="One width for all.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="Widths of their own for some matrices; plain is one width for all.  [default: the model's, or plain]",
+)
+@list_recipes
 @click.option(
     "--dtype",
     type=click.Choice(["bfloat16", "float16", "float32"]),
     help="Type of scales and of what is not quantised.  [default: the source's; bfloat16 for a quantised GGUF]",
 )
+@click.option(
+    "--adapter",
+    "adapters",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A LoRA or DoRA adapter (PEFT, Unsloth, mlx-lm) to merge on the way; may be given again.",
+)
+@click.option("--memory", type=Size(), help="The most memory to take, such as 4gb.  [default: little]")
+@click.option("--max-shard", type=Size(), help="The largest weight file, such as 2gb.  [default: 5 GiB, as mlx-lm]")
+@click.option("--keep-source", is_flag=True, help="Keep the weights that are fetched from the Hub.")
+@click.option("--restart", is_flag=True, help="Begin anew, and use nothing that an unfinished run left.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it is a model already.")
+@click.option("--no-smoke", is_flag=True, help="Do not try the result by generating a few tokens.")
+@click.option("--dry-run", is_flag=True, help="Only say what the result, memory, disk and time would be.")
+@click.option(
+    "--verify",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Check a converted model against the checksums of its conversion, and try it; nothing is converted.",
+)
 @options.as_json
 @options.quiet
 def command(
-    source: Path,
-    output: Path,
-    bits: str,
-    group_size: str,
-    recipe: str,
+    source: str | None,
+    output: Path | None,
+    bits: str | None,
+    group_size: str | None,
+    recipe: str | None,
     dtype: str | None,
+    adapters: tuple[Path, ...],
+    memory: int | None,
+    max_shard: int | None,
+    keep_source: bool,
+    restart: bool,
     force: bool,
+    no_smoke: bool,
+    dry_run: bool,
+    verify: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Convert SOURCE (a folder or a GGUF file) to an MLX model.
+    """Convert SOURCE (a folder, a file, or a model on the Hub) to an MLX model.
 
-    SOURCE is a folder of safetensors (llama, qwen2, qwen3, deepseek_v3) or a GGUF file (llama, qwen2). The
-    result loads in r1mac and in mlx-lm. Weights stream through: memory does not grow with the model. OUTPUT
-    appears when it is complete, never before.
+    SOURCE is a folder of safetensors, a safetensors or GGUF file, a model that r1mac knows (671b), or a Hub
+    repository (org/name), of llama, qwen2, qwen3 or deepseek_v3. The result loads in r1mac and in mlx-lm. Weights
+    stream through: memory does not grow with the model. OUTPUT appears when it is complete, never before; a run
+    that was stopped goes on when the same command is given again.
     """
-    from r1mac.convert.recipe import plain
-    from r1mac.prepare.files import convert_to_folder
+    from r1mac.prepare.conversion import Manner
+
+    if verify is not None:
+        _verify(verify, smoke=not no_smoke, as_json=as_json, quiet=quiet)
+        return
+    if source is None:
+        raise click.UsageError("name a SOURCE, or a model to check with --verify FOLDER")
+    from r1mac.prepare.weights import find_weights
+
+    weights = find_weights(source)
+    if output is None and weights.path is not None and not dry_run:
+        raise click.UsageError("name the folder to make with -o FOLDER")
+    if output is None and adapters and not dry_run:
+        raise click.UsageError("name the folder to make with -o FOLDER: with an adapter it is a model of your own")
+    group = None if group_size is None else int(group_size)
+    made = _outputs(weights, output, bits, recipe, group, dtype)
+    manner = Manner(memory_bytes=memory, max_shard_bytes=max_shard, restart=restart, replace=force, smoke=not no_smoke)
+    if dry_run:
+        _forecast(weights, made, adapters, memory, as_json=as_json)
+        return
+    _convert(weights, made, manner, adapters=adapters, keep_source=keep_source, as_json=as_json, quiet=quiet)
+
+
+def _outputs(
+    weights: "Weights",
+    output: Path | None,
+    bits: str | None,
+    recipe: str | None,
+    group_size: int | None,
+    dtype: str | None,
+) -> "list[Output]":
+    from r1mac import settings as settings_module
+    from r1mac.convert.recipe import choose_recipe
+    from r1mac.prepare.conversion import Output, outputs_of
+
+    widths: list[str | None] = (
+        [None] if bits is None else list(dict.fromkeys(width.strip() for width in bits.split(",")))
+    )
+    recipes = [
+        choose_recipe(named=recipe, bits=width, group_size=group_size, dtype=dtype, spec=weights.spec)
+        for width in widths
+    ]
+    names = [width or str(made.nominal_bits or made.name) for width, made in zip(widths, recipes, strict=True)]
+    if output is not None or weights.path is not None:
+        return [Output(*pair) for pair in zip(recipes, outputs_of(output or Path("out"), names), strict=True)]
+    store = settings_module.load().models_dir
+    labels = [f"{name}bit" if name.isdecimal() else name for name in names]
+    return [Output(made, store / weights.store_name(label)) for made, label in zip(recipes, labels, strict=True)]
+
+
+def _convert(
+    weights: "Weights",
+    outputs: "list[Output]",
+    manner: "Manner",
+    *,
+    adapters: tuple[Path, ...],
+    keep_source: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    from r1mac import settings as settings_module
+    from r1mac.prepare.weights import convert_weights
     from r1mac.ui import console
     from r1mac.ui.progress import ProgressDisplay
 
-    assert recipe == "plain"
-    made = plain(bits=int(bits), group_size=int(group_size), dtype=dtype)
     with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
-        folder = display.run(
-            convert_to_folder(source, made, output, machine=detect.detect(), replace=force, on_wait=display.wait)
+        folders = display.run(
+            convert_weights(
+                weights,
+                outputs,
+                settings_module.load(),
+                detect.detect(),
+                manner,
+                adapters=adapters,
+                keep_source=keep_source,
+                on_wait=display.wait,
+            )
         )
     if not quiet and not as_json:
-        console.note(f"converted to {folder}; `r1mac run {shlex.quote(str(folder))}` runs it")
+        for folder in folders:
+            console.note(f"converted to {folder}; `r1mac run {shlex.quote(str(folder))}` runs it")
+
+
+def _verify(folder: Path, *, smoke: bool, as_json: bool, quiet: bool) -> None:
+    from r1mac import paths
+    from r1mac.prepare.verification import verify_folder
+    from r1mac.ui import console
+    from r1mac.ui.progress import ProgressDisplay
+
+    with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
+        display.run(verify_folder(paths.expanded(folder), detect.detect(), smoke=smoke))
+    if not quiet and not as_json:
+        console.note(f"{folder} is as it was converted")
+
+
+def _forecast(
+    weights: "Weights", outputs: "list[Output]", adapters: tuple[Path, ...], memory: int | None, *, as_json: bool
+) -> None:
+    import json
+    from dataclasses import asdict
+
+    from r1mac.errors import BadCheckpoint
+    from r1mac.prepare.forecast import forecast_local, forecast_model, rows_of
+    from r1mac.ui import tables
+
+    recipes = [output.recipe for output in outputs]
+    if weights.path is not None:
+        forecast = forecast_local(weights.path, recipes, adapters=adapters, memory_bytes=memory)
+    elif weights.spec is not None:
+        forecast = forecast_model(weights.spec, recipes, memory_bytes=memory)
+    else:
+        raise BadCheckpoint(
+            f"{weights.repo} is not in the catalog, so its shapes are not known before it is fetched",
+            hint="fetch it with `r1mac pull`, and name its folder",
+        )
+    if as_json:
+        click.echo(json.dumps(asdict(forecast), indent=2))
+        return
+    tables.show_facts(rows_of(forecast))

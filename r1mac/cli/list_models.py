@@ -13,7 +13,8 @@ from r1mac.cli import options
 def command(as_json: bool) -> None:
     """List the models on this disk.
 
-    Unfinished downloads are named too; `r1mac pull` goes on with them and `r1mac rm` deletes them.
+    Unfinished downloads and conversions are named too: the command that began one goes on with it, and `r1mac rm`
+    deletes it.
     """
     from r1mac.hub.store import Store
     from r1mac.ui import console, tables

@@ -24,7 +24,11 @@ def _words(digits: str) -> str:
 # How text is split before the merges, by ggml's name (``tokenizer.ggml.pre``). A wrong one gives wrong tokens
 # without any error, so a name that is not here is refused.
 _GPT2, _DIGITS_THEN_GPT2 = "gpt2", "digits then gpt2"
-_PRE_TOKENIZERS = {
+_DEEPSEEK_WORDS = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_PRE_TOKENIZERS: dict[str, str | tuple[str, ...]] = {
     "gpt-2": _GPT2,
     "default": _GPT2,
     "smollm": _DIGITS_THEN_GPT2,
@@ -34,6 +38,11 @@ _PRE_TOKENIZERS = {
     "llama-v3": _words(r"\p{N}{1,3}"),
     "qwen2": _words(r"\p{N}"),
     "deepseek-r1-qwen": _words(r"\p{N}"),
+    "deepseek-v3": (
+        r"\p{N}{1,3}",
+        "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",  # Chinese, Hiragana, Katakana
+        _DEEPSEEK_WORDS,
+    ),
 }
 # These give a word that is a token as a whole precedence over its merges.
 _IGNORES_MERGES = {"llama-bpe", "llama3", "llama-v3"}
@@ -105,9 +114,10 @@ def _pre_tokenizer(pre: str) -> Any:
         return pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
+    patterns = (pattern,) if isinstance(pattern, str) else pattern
     return pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            *(pre_tokenizers.Split(Regex(one), behavior="isolated") for one in patterns),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

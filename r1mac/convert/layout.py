@@ -1,33 +1,55 @@
 """The tensors that a conversion will write, known before any weight is read."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
-from r1mac.catalog.arch import SUPPORTED_MODEL_TYPES, parse_arch
-from r1mac.convert.names import Sourcing, sourcing_of, unused_names
-from r1mac.convert.recipe import Recipe
+from r1mac.catalog.arch import SUPPORTED_MODEL_TYPES, ArchSpec, TensorShape, parse_arch, prediction_tensors
+from r1mac.convert.abilities import value_type
+from r1mac.convert.names import Sourcing, prediction_layers, sourcing_of, unused_names
+from r1mac.convert.recipe import Recipe, check_recipe
 from r1mac.convert.sources import Source
 from r1mac.errors import BadCheckpoint, BadRecipe
 from r1mac.formats.safetensors import TensorLayout
 from r1mac.plan.memory import Quantization
+from r1mac.plan.recipe import WIDE_BITS
 
 _STORED_TYPES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32"}
 
 
+class Piece(NamedTuple):
+    """What one tensor of the source makes of one tensor of the MLX model: all of it, or one expert of a stack.
+
+    Attributes:
+        tensor: name in the MLX model.
+        number: place in ``sourcing.names``.
+    """
+
+    tensor: str
+    number: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputTensor:
-    """One tensor of the MLX model: its values, and whether they are quantised on the way."""
+    """One tensor of the MLX model: its values, and whether they are quantised on the way.
+
+    Attributes:
+        is_prediction: it is of a layer that predicts further tokens, and is no part of the model that others load.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: mx.Dtype
     quantization: Quantization | None
     sourcing: Sourcing
+    is_prediction: bool = False
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Return what it is made of, in order."""
+        return tuple(Piece(self.name, number) for number in range(len(self.sourcing.names)))
 
     def stored(self) -> Iterator[TensorLayout]:
         """Yield the tensors as they are written: one, or codes, scales and biases."""
@@ -39,6 +61,9 @@ class OutputTensor:
         words = columns * self.quantization.bits // 32
         groups = columns // self.quantization.group_size
         yield TensorLayout(f"{module}.weight", "U32", (*rows, words))
+        if self.quantization.mode != "affine":
+            yield TensorLayout(f"{module}.scales", "U8", (*rows, groups))
+            return
         yield TensorLayout(f"{module}.scales", stored_type, (*rows, groups))
         yield TensorLayout(f"{module}.biases", stored_type, (*rows, groups))
 
@@ -49,24 +74,36 @@ class ModelLayout:
 
     Attributes:
         unquantized_names: matrices that stay wide because the group size does not divide their rows.
+        widths: what becomes of each matrix, by its path without ``.weight``.
     """
 
     tensors: tuple[OutputTensor, ...]
     unquantized_names: tuple[str, ...]
+    widths: Mapping[str, Quantization | None]
 
     @property
     def parameter_count(self) -> int:
-        """Values before quantisation."""
-        return sum(prod(tensor.shape) for tensor in self.tensors)
+        """Values before quantisation, without those of prediction layers."""
+        return sum(prod(tensor.shape) for tensor in self.tensors if not tensor.is_prediction)
 
     @property
     def output_bytes(self) -> int:
         """Bytes of all tensors as they are written."""
         return sum(tensor.size_bytes for tensor in self.stored())
 
+    @property
+    def prediction_bytes(self) -> int:
+        """Bytes of those that are of prediction layers."""
+        return sum(stored.size_bytes for tensor in self.tensors if tensor.is_prediction for stored in tensor.stored())
+
     def stored(self) -> list[TensorLayout]:
         """Return every tensor as it is written."""
         return [stored for tensor in self.tensors for stored in tensor.stored()]
+
+    @property
+    def prediction_names(self) -> frozenset[str]:
+        """The written tensors of prediction layers, which go into files of their own."""
+        return frozenset(stored.name for tensor in self.tensors if tensor.is_prediction for stored in tensor.stored())
 
 
 def plan_layout(source: Source, recipe: Recipe) -> ModelLayout:
@@ -76,30 +113,80 @@ def plan_layout(source: Source, recipe: Recipe) -> ModelLayout:
         BadCheckpoint: the architecture is unknown, or a tensor is missing, too many or of the wrong shape.
         BadRecipe: the group size divides no matrix of the model.
     """
-    model = _skeleton(source)
-    parameters = dict(tree_flatten(model.parameters()))
-    keeps_type = getattr(model, "cast_predicate", lambda _name: True)
-    modules = {name for name, module in model.named_modules() if hasattr(module, "to_quantized")}
+    arch = _arch_of(source)
+    check_recipe(recipe, arch)
     available = source.shapes()
-    expert_count = int(source.config.get("n_routed_experts") or 0)
-    sourcings = {name: sourcing_of(name, available, expert_count=expert_count) for name in parameters}
+    expert_count = arch.experts.routed_count if arch.experts else 0
+    behind = prediction_layers(available, layer_count=arch.layer_count) if arch.experts else ()
+    predicting = tuple(shape for index in behind for shape in prediction_tensors(arch, index))
+    shapes = (*model_order(arch), *predicting)
+    sourcings = {shape.name: sourcing_of(shape.name, available, expert_count=expert_count) for shape in shapes}
     _check_names(source, sourcings, available)
-    tensors, unquantized = [], []
-    for name, parameter in parameters.items():
-        sourcing = sourcings[name]
-        is_matrix = name.removesuffix(".weight") in modules and name.endswith(".weight")
-        divides = parameter.shape[-1] % recipe.default.group_size == 0
-        if is_matrix and recipe.quantizes and not divides:
-            unquantized.append(name)
-        quantize = is_matrix and recipe.quantizes and divides
-        _check_shape(name, tuple(parameter.shape), sourcing, available)
+    for shape in shapes:
+        _check_shape(shape.name, shape.shape, sourcings[shape.name], available)
+    return _lay_out(
+        shapes,
+        sourcings,
+        recipe,
+        lambda shape: _output_type(source, recipe, shape, sourcings[shape.name]),
+        prediction_names=frozenset(shape.name for shape in predicting),
+    )
+
+
+def layout_on_paper(arch: ArchSpec, recipe: Recipe) -> ModelLayout:
+    """Return the layout of a model of which there is no file: its source is bfloat16 or block FP8, as published.
+
+    Raises:
+        BadRecipe: it cannot be applied to this model.
+    """
+    check_recipe(recipe, arch)
+    behind = range(arch.layer_count, arch.layer_count + arch.prediction_layer_count)
+    predicting = tuple(shape for index in behind for shape in prediction_tensors(arch, index))
+    shapes = (*model_order(arch), *predicting)
+    sourcings = {shape.name: Sourcing("same", (shape.name,)) for shape in shapes}
+    wide: mx.Dtype = getattr(mx, recipe.dtype or "bfloat16")
+    return _lay_out(
+        shapes,
+        sourcings,
+        recipe,
+        lambda shape: mx.float32 if shape.role == "float32" else wide,
+        prediction_names=frozenset(shape.name for shape in predicting),
+    )
+
+
+def model_order(arch: ArchSpec) -> tuple[TensorShape, ...]:
+    """Return the MLX model's tensors from input to output, which is about the order of a checkpoint's files."""
+
+    def place(shape: TensorShape) -> int:
+        return 1 if shape.name.startswith("model.layers.") else 0 if shape.name == "model.embed_tokens.weight" else 2
+
+    return tuple(sorted(arch.tensors, key=place))
+
+
+def _lay_out(
+    shapes: Iterable[TensorShape],
+    sourcings: Mapping[str, Sourcing],
+    recipe: Recipe,
+    dtype_of: Callable[[TensorShape], mx.Dtype],
+    *,
+    prediction_names: frozenset[str] = frozenset(),
+) -> ModelLayout:
+    tensors, unquantized, widths = [], [], {}
+    for name, shape, role, _ in shapes:
+        width = recipe.quantization_for(name, shape) if role == "matrix" else None
+        if role == "matrix":
+            widths[name.removesuffix(".weight")] = width
+            if width is None and recipe.width_of(name).bits < WIDE_BITS:
+                unquantized.append(name)
+        dtype = dtype_of(TensorShape(name, shape, role))
         tensors.append(
             OutputTensor(
                 name=name,
-                shape=tuple(parameter.shape),
-                dtype=_output_type(source, recipe, sourcing, cast=bool(keeps_type(name))),
-                quantization=recipe.default if quantize else None,
-                sourcing=sourcing,
+                shape=shape,
+                dtype=dtype,
+                quantization=width,
+                sourcing=sourcings[name],
+                is_prediction=name in prediction_names,
             )
         )
     if recipe.quantizes and all(tensor.quantization is None for tensor in tensors):
@@ -107,12 +194,10 @@ def plan_layout(source: Source, recipe: Recipe) -> ModelLayout:
             f"no matrix of this model has rows that {recipe.default.group_size} divides",
             hint="use a smaller --group-size (64 or 32)",
         )
-    return ModelLayout(tensors=tuple(tensors), unquantized_names=tuple(unquantized))
+    return ModelLayout(tensors=tuple(tensors), unquantized_names=tuple(unquantized), widths=widths)
 
 
-def _skeleton(source: Source) -> Any:
-    from r1mac import mlx_lm_api
-
+def _arch_of(source: Source) -> ArchSpec:
     model_type = source.config.get("model_type")
     if model_type not in SUPPORTED_MODEL_TYPES:
         raise BadCheckpoint(
@@ -120,21 +205,20 @@ def _skeleton(source: Source) -> Any:
             hint=f"r1mac converts {', '.join(SUPPORTED_MODEL_TYPES)}",
         )
     try:
-        parse_arch(source.config)
-        return mlx_lm_api.model_skeleton(source.config)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        return parse_arch(source.config)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise BadCheckpoint(
             f"the config.json of {source.description} does not describe a {model_type} model: {error}",
             hint="fetch or copy config.json again",
         ) from error
 
 
-def _output_type(source: Source, recipe: Recipe, sourcing: Sourcing, *, cast: bool) -> mx.Dtype:
+def _output_type(source: Source, recipe: Recipe, shape: TensorShape, sourcing: Sourcing) -> mx.Dtype:
     """Return the type to store: the recipe's, else the source's; what must not be cast keeps its own."""
     wanted = recipe.dtype or source.default_dtype
-    if cast and wanted is not None:
+    if shape.role != "float32" and wanted is not None:
         return getattr(mx, wanted)  # type: ignore[no-any-return]
-    own: mx.Dtype = source.rows(sourcing.names[0], 0, source.row_step(sourcing.names[0])).dtype
+    own: mx.Dtype = getattr(mx, value_type(source, sourcing.names[0]))
     return own if own in _STORED_TYPES else mx.float32
 
 

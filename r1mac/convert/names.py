@@ -1,7 +1,7 @@
 """Which tensors of a source make one tensor of the MLX model. Pure: names in, names out."""
 
 import re
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,9 +40,15 @@ def unused_names(names: Iterator[str] | list[str], *, layer_count: int, tied_emb
     """Return which of the source's *names* the MLX model leaves out on purpose.
 
     Precomputed rotary frequencies, the head of a model that ties it to its embedding, and layers after the
-    last one (DeepSeek's multi-token prediction).
+    last one (DeepSeek's multi-token prediction, which gets a file of its own where it is whole).
     """
     return {name for name in names if _is_unused(name, layer_count, tied_embeddings=tied_embeddings)}
+
+
+def prediction_layers(names: Iterable[str], *, layer_count: int) -> tuple[int, ...]:
+    """Return the layers behind the last one that predict further tokens, which DeepSeek's eh_proj tells."""
+    found = (re.fullmatch(r"model\.layers\.(\d+)\.eh_proj\.weight", name) for name in names)
+    return tuple(sorted(int(match[1]) for match in found if match is not None and int(match[1]) >= layer_count))
 
 
 def _is_unused(name: str, layer_count: int, *, tied_embeddings: bool) -> bool:
@@ -68,13 +74,52 @@ _GGUF_BLOCK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GGUF_QUERY_KEY_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+# llama.cpp keeps the experts of a layer as one tensor and, in newer files, MLA's halves as MLX does.
+_GGUF_LATENT = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.embed_q",
+    "attn_v_b": "self_attn.unembed_out",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.switch_mlp.gate_proj",
+    "ffn_up_exps": "mlp.switch_mlp.up_proj",
+    "ffn_down_exps": "mlp.switch_mlp.down_proj",
+    "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
+    "ffn_up_shexp": "mlp.shared_experts.up_proj",
+    "ffn_down_shexp": "mlp.shared_experts.down_proj",
+}
+_GGUF_BLOCKS = {
+    "llama": _GGUF_BLOCK,
+    "qwen2": _GGUF_BLOCK,
+    "qwen3": {**_GGUF_BLOCK, **_GGUF_QUERY_KEY_NORMS},
+    "deepseek2": _GGUF_LATENT,
+}
+_GGUF_ROUTER_BIAS = "exp_probs_b.bias"
 
 
-def from_gguf(name: str) -> str | None:
-    """Return the Hugging Face name of a llama or qwen2 tensor of a GGUF file, or None if it has none."""
+def from_gguf(name: str, architecture: str = "llama") -> str | None:
+    """Return the Hugging Face name of a tensor of a GGUF file, or None if an *architecture* has none such.
+
+    Stacked experts and MLA's halves get the names that MLX gives them.
+    """
     if name in _GGUF_TOP:
         return _GGUF_TOP[name]
     match = re.match(r"^blk\.(\d+)\.([a-z_]+)\.(weight|bias)$", name)
-    if match is None or match[2] not in _GGUF_BLOCK:
+    block = _GGUF_BLOCKS[architecture]
+    if match is None:
         return None
-    return f"model.layers.{match[1]}.{_GGUF_BLOCK[match[2]]}.{match[3]}"
+    if architecture == "deepseek2" and name.endswith(f".{_GGUF_ROUTER_BIAS}"):
+        return f"model.layers.{match[1]}.mlp.gate.e_score_correction_bias"
+    return f"model.layers.{match[1]}.{block[match[2]]}.{match[3]}" if match[2] in block else None

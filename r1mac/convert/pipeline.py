@@ -1,163 +1,322 @@
 """A source and a recipe become an MLX model's folder, a block of rows at a time."""
 
-import json
+import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import mlx.core as mx
 
-from r1mac.convert.layout import OutputTensor, plan_layout
-from r1mac.convert.names import Sourcing
+from r1mac.convert.blocks import DEFAULT_BLOCK_BYTES, Block, piece_blocks
+from r1mac.convert.destination import Destination, Part
+from r1mac.convert.layout import Piece
 from r1mac.convert.recipe import Recipe
+from r1mac.convert.schedule import Step, steps
 from r1mac.convert.sources import Source
-from r1mac.convert.writer import ShardWriter
+from r1mac.convert.writer import MAX_SHARD_BYTES
 from r1mac.errors import FREE_SOME_SPACE, BadCheckpoint, DiskFull, writing_to
 from r1mac.units import format_size
 
 logger = logging.getLogger(__name__)
 
-# Weights read at once. Larger blocks are no faster; smaller ones cost more calls than they save memory.
-_BLOCK_BYTES = 64 * 2**20
+# Freed buffers that MLX may keep for the next blocks, in blocks.
+_CACHED_BLOCKS = 2
+
+
+class _FloatBits(NamedTuple):
+    """How a type's magnitudes are seen as integers, which compare alike: much cheaper than asking ``isfinite``."""
+
+    bits_type: mx.Dtype
+    magnitude: int
+    infinity: int
+
+
+_FLOAT_BITS = {
+    mx.bfloat16: _FloatBits(mx.uint16, 0x7FFF, 0x7F80),
+    mx.float16: _FloatBits(mx.uint16, 0x7FFF, 0x7C00),
+    mx.float32: _FloatBits(mx.uint32, 0x7FFFFFFF, 0x7F800000),
+}
+
+
+class Target(NamedTuple):
+    """A model to make: its recipe and the folder to make it in, which exists."""
+
+    recipe: Recipe
+    folder: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionStarted:
-    """The first event: what is going to be written."""
+    """The first event, before anything is read or written: what is going to be done.
+
+    Attributes:
+        total_bytes: the source's.
+        done_bytes: those of them that an earlier run has converted.
+        output_bytes: of all models.
+        missing_output_bytes: those of them in weight files that are not whole yet.
+        whole_files: weight files that are whole.
+        all_files: weight files of all models.
+        unquantized_names: matrices that stay wide because the group size does not divide their rows.
+        reasons: why what an earlier run left is not used; empty where it is, or where nothing was left.
+        steps: what is going to be made of which of the source's files, in order.
+    """
 
     total_bytes: int
+    done_bytes: int
     output_bytes: int
+    missing_output_bytes: int
+    whole_files: int
+    all_files: int
     unquantized_names: tuple[str, ...]
+    reasons: tuple[str, ...]
+    steps: tuple[Step[Piece], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarting:
+    """These files of the source are read from here on, up to the next :class:`StepDone`."""
+
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepDone:
+    """What was made is on the disk and in the journal; these files of the source are not read any more."""
+
+    unneeded_files: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorWritten:
-    """A tensor is complete. *done_bytes* counts the source's bytes."""
+    """A tensor, or one expert of it, is written. *done_bytes* counts the source's bytes."""
 
     name: str
     done_bytes: int
     total_bytes: int
 
 
-ConvertEvent = ConversionStarted | TensorWritten
+ConvertEvent = ConversionStarted | StepStarting | TensorWritten | StepDone
 
 
 def convert(
-    source: Source, recipe: Recipe, into: Path, *, free_disk_bytes: int | None = None
+    source: Source,
+    recipe: Recipe,
+    into: Path,
+    *,
+    free_disk_bytes: int | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    restart: bool = False,
+    by_source_file: bool = False,
 ) -> Iterator[ConvertEvent]:
-    """Write the MLX model of *source* into the empty folder *into*.
+    """Write the MLX model of *source* into the folder *into*: :func:`convert_all` for one recipe."""
+    yield from convert_all(
+        source,
+        [Target(recipe, into)],
+        free_disk_bytes=free_disk_bytes,
+        max_shard_bytes=max_shard_bytes,
+        block_bytes=block_bytes,
+        restart=restart,
+        by_source_file=by_source_file,
+    )
+
+
+def convert_all(
+    source: Source,
+    targets: Sequence[Target],
+    *,
+    free_disk_bytes: int | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    block_bytes: int = DEFAULT_BLOCK_BYTES,
+    restart: bool = False,
+    by_source_file: bool = False,
+) -> Iterator[ConvertEvent]:
+    """Write the MLX models of *source* into the folders of *targets*, reading each tensor once.
 
     Peak memory is a few blocks of rows: it depends neither on the model's size nor on the largest tensor.
-    The caller gives the folder its name when this has ended; until then it is no model. Where
-    *free_disk_bytes* is given, nothing is written unless the result and one percent more have room.
+    The caller gives the folders their names when this has ended; until then they are no models. What a run that
+    was killed, or failed, has brought to the disk is gone on with, and the result is the same to the byte.
+
+    Args:
+        source: what to convert.
+        targets: at least one.
+        free_disk_bytes: nothing is written unless the results and one percent more have room.
+        max_shard_bytes: limit of one weight file.
+        block_bytes: rows read at once, as float32.
+        restart: use nothing that an earlier run left.
+        by_source_file: follow the order of the source's files, of which those of one step have to be there at a time.
 
     Raises:
         BadCheckpoint: a tensor is missing, too many, of the wrong shape, or not finite.
         BadRecipe: the recipe cannot be applied to this model.
         DiskFull, NotWritable: as they say.
     """
-    layout = plan_layout(source, recipe)
-    needed_bytes = layout.output_bytes + layout.output_bytes // 100
+    made = [Destination(source, *target, max_shard_bytes=max_shard_bytes, restart=restart) for target in targets]
+    conversion = _Conversion(source, made, block_bytes=block_bytes, by_source_file=by_source_file)
+    missing_bytes = sum(destination.missing_bytes for destination in made)
+    _check_room(targets[0].folder, missing_bytes, free_disk_bytes)
+    logger.info("converting %s to %d models", source.description, len(targets))
+    yield conversion.started(missing_bytes)
+    with contextlib.ExitStack() as stack:
+        for destination in made:
+            stack.enter_context(writing_to(destination.folder, needed_bytes=missing_bytes))
+        stack.enter_context(_closing(made))
+        stack.enter_context(_cache_of(_CACHED_BLOCKS * block_bytes))
+        yield from conversion.run()
+        for destination in made:
+            destination.finish(source)
+
+
+class _Pending(NamedTuple):
+    """A block that MLX computes: its parts, and the largest magnitude of its values as bits, by type."""
+
+    source_name: str
+    largest: dict[mx.Dtype, mx.array]
+    parts: list[tuple[Destination, Part]]
+
+
+class _Conversion:
+    def __init__(
+        self, source: Source, destinations: Sequence[Destination], *, block_bytes: int, by_source_file: bool
+    ) -> None:
+        self._source, self._destinations, self._block_bytes = source, destinations, block_bytes
+        pieces = [piece for tensor in destinations[0].layout.tensors for piece in tensor.pieces()]
+        # Each width is work of its own, which several cores may share; a GPU has one queue.
+        on_cpu = mx.default_device() == mx.Device(mx.cpu)
+        self._streams = [
+            mx.new_stream(mx.cpu) if on_cpu and number else mx.default_stream(mx.default_device())
+            for number in range(len(destinations))
+        ]
+        self._total_bytes = sum(self._size_bytes(piece) for piece in pieces)
+        todo = [piece for piece in pieces if not all(made.is_done(piece) for made in destinations)]
+        self._done_bytes = self._total_bytes - sum(self._size_bytes(piece) for piece in todo)
+        self._unneeded: tuple[str, ...] = ()
+        if by_source_file:
+            files_of = {piece: self._files(piece) for piece in pieces}
+            self._steps = tuple(steps({piece: files_of[piece] for piece in todo}))
+            needed = {file for step in self._steps for file in step.files}
+            self._unneeded = tuple(sorted(frozenset().union(*files_of.values()) - needed))
+        else:
+            self._steps = tuple(self._by_shard(todo))
+
+    def started(self, missing_bytes: int) -> ConversionStarted:
+        made = self._destinations
+        return ConversionStarted(
+            total_bytes=self._total_bytes,
+            done_bytes=self._done_bytes,
+            output_bytes=sum(destination.layout.output_bytes for destination in made),
+            missing_output_bytes=missing_bytes,
+            whole_files=sum(destination.whole_count for destination in made),
+            all_files=sum(destination.shard_count for destination in made),
+            unquantized_names=made[0].layout.unquantized_names,
+            reasons=tuple(dict.fromkeys(reason for destination in made for reason in destination.reasons)),
+            steps=self._steps,
+        )
+
+    def run(self) -> Iterator[ConvertEvent]:
+        for destination in self._destinations:
+            destination.open()
+        if self._unneeded:
+            yield StepDone(unneeded_files=self._unneeded)
+        for step in self._steps:
+            yield StepStarting(files=step.files)
+            yield from self._make(step.pieces)
+            for destination in self._destinations:
+                destination.commit(step.pieces)
+            yield StepDone(unneeded_files=step.unneeded_files)
+
+    def _make(self, pieces: Sequence[Piece]) -> Iterator[ConvertEvent]:
+        """Write *pieces*. While MLX computes a block, the one before it is written and the next one is read."""
+        pending: _Pending | None = None
+        for piece in pieces:
+            tensor = self._destinations[0].tensor(piece)
+            for block in piece_blocks(self._source, tensor, piece.number, block_bytes=self._block_bytes):
+                following = self._launch(piece, block)
+                if pending is not None:
+                    _write(pending)
+                pending = following
+            self._done_bytes += self._size_bytes(piece)
+            yield TensorWritten(name=piece.tensor, done_bytes=self._done_bytes, total_bytes=self._total_bytes)
+        if pending is not None:
+            _write(pending)
+
+    def _launch(self, piece: Piece, block: Block) -> _Pending:
+        """Let MLX begin to compute what becomes of a block."""
+        largest: dict[mx.Dtype, mx.array] = {}
+        parts: list[tuple[Destination, Part]] = []
+        for made, stream in zip(self._destinations, self._streams, strict=True):
+            tensor = made.tensor(piece)
+            if made.is_done(piece):
+                continue
+            with mx.stream(stream):
+                values = block.values.astype(tensor.dtype)
+                if tensor.dtype not in largest:
+                    bits_type, magnitude, _ = _FLOAT_BITS[tensor.dtype]
+                    largest[tensor.dtype] = mx.max(values.view(bits_type) & magnitude) if values.size else mx.array(0)
+                parts += [(made, part) for part in made.parts(piece, block, values)]
+        mx.async_eval(*largest.values(), *(part.values for _, part in parts))  # type: ignore[no-untyped-call]
+        return _Pending(made.tensor(piece).sourcing.names[piece.number], largest, parts)
+
+    def _by_shard(self, pieces: Sequence[Piece]) -> Iterator[Step[Piece]]:
+        """Cut *pieces* where a weight file of any destination is whole."""
+        begin = 0
+        for end, piece in enumerate(pieces, start=1):
+            if end == len(pieces) or any(made.ends_shard(piece) for made in self._destinations):
+                yield Step(pieces=tuple(pieces[begin:end]), files=(), unneeded_files=())
+                begin = end
+
+    def _size_bytes(self, piece: Piece) -> int:
+        return self._source.size_bytes(self._source_name(piece))
+
+    def _files(self, piece: Piece) -> frozenset[str]:
+        return frozenset(self._source.files(self._source_name(piece)))
+
+    def _source_name(self, piece: Piece) -> str:
+        return self._destinations[0].tensor(piece).sourcing.names[piece.number]
+
+
+def _write(pending: _Pending) -> None:
+    """Wait for a block and write it."""
+    for dtype, bits in pending.largest.items():
+        if int(bits.item()) >= _FLOAT_BITS[dtype].infinity:  # type: ignore[arg-type]
+            raise BadCheckpoint(
+                f"{pending.source_name} holds values that are not finite in {str(dtype).rpartition('.')[2]}",
+                hint="the checkpoint is damaged, or needs --dtype bfloat16",
+            )
+    for destination, part in pending.parts:
+        destination.write(part)
+
+
+def _check_room(folder: Path, missing_bytes: int, free_disk_bytes: int | None) -> None:
+    needed_bytes = missing_bytes + missing_bytes // 100
     if free_disk_bytes is not None and free_disk_bytes < needed_bytes:
         raise DiskFull(
-            f"the converted model needs {format_size(needed_bytes)} on the disk of {into.parent}, which has "
+            f"the converted model needs {format_size(needed_bytes)} on the disk of {folder.parent}, which has "
             f"{format_size(free_disk_bytes)} free",
             hint=f"{FREE_SOME_SPACE}, or use fewer --bits",
         )
-    source_bytes = {tensor.name: sum(map(source.size_bytes, tensor.sourcing.names)) for tensor in layout.tensors}
-    total_bytes, done_bytes = sum(source_bytes.values()), 0
-    logger.info("converting %s: %d tensors", source.description, len(layout.tensors))
-    with writing_to(into, needed_bytes=layout.output_bytes), ShardWriter(into, layout.stored()) as writer:
-        yield ConversionStarted(
-            total_bytes=total_bytes, output_bytes=layout.output_bytes, unquantized_names=layout.unquantized_names
-        )
-        for tensor in layout.tensors:
-            _write_tensor(source, tensor, writer)
-            done_bytes += source_bytes[tensor.name]
-            yield TensorWritten(name=tensor.name, done_bytes=done_bytes, total_bytes=total_bytes)
-        writer.finish(parameter_count=layout.parameter_count)
-        source.write_companions(into)
-        config = converted_config(source.config, recipe)
-        (into / "config.json").write_text(json.dumps(config, indent=4), encoding="utf-8")
 
 
-def converted_config(config: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return the config.json of the converted model, as ``mlx_lm.convert`` would write it."""
-    result = {
-        key: value for key, value in config.items() if key not in {"_name_or_path", "quantization_config", "auto_map"}
-    }
-    if recipe.dtype is not None and "torch_dtype" in result:
-        result["torch_dtype"] = recipe.dtype
-    if recipe.quantizes:
-        quantization = {"group_size": recipe.default.group_size, "bits": recipe.default.bits, "mode": "affine"}
-        result["quantization"] = quantization
-        result["quantization_config"] = quantization
-    return dict(sorted(result.items()))
+@contextlib.contextmanager
+def _closing(destinations: Sequence[Destination]) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for destination in destinations:
+            destination.close(failed=True)
+        raise
+    for destination in destinations:
+        destination.close(failed=False)
 
 
-def _write_tensor(source: Source, tensor: OutputTensor, writer: ShardWriter) -> None:
-    for piece in _pieces(source, tensor.sourcing, tensor):
-        values = piece.astype(tensor.dtype)
-        if not mx.all(mx.isfinite(values)).item():
-            raise BadCheckpoint(
-                f"{tensor.sourcing.names[0]} holds values that are not finite in {_type_name(tensor.dtype)}",
-                hint="the checkpoint is damaged, or needs --dtype bfloat16",
-            )
-        if tensor.quantization is None:
-            writer.append(tensor.name, values)
-            continue
-        codes, scales, biases = mx.quantize(
-            values, group_size=tensor.quantization.group_size, bits=tensor.quantization.bits
-        )
-        module = tensor.name.removesuffix(".weight")
-        for suffix, part in (("weight", codes), ("scales", scales), ("biases", biases)):
-            writer.append(f"{module}.{suffix}", part)
-    # Buffers are of every size here, and keeping them for the next tensor would look like a leak.
-    mx.clear_cache()
-
-
-def _pieces(source: Source, sourcing: Sourcing, tensor: OutputTensor) -> Iterator[mx.array]:
-    """Yield the tensor's values in order, in blocks of rows (of each expert in turn)."""
-    match sourcing.kind:
-        case "same" | "stack":
-            for name in sourcing.names:
-                yield from _row_blocks(source, name)
-        case "keys" | "values":
-            (name,) = sourcing.names
-            yield _latent_half(source, name, tensor, keys=sourcing.kind == "keys")
-
-
-def _row_blocks(source: Source, name: str) -> Iterator[mx.array]:
-    shape = source.shapes()[name]
-    if not shape:
-        yield source.rows(name, 0, 1)
-        return
-    row_count, step = shape[0], source.row_step(name)
-    # Sized as float32, the widest that a block becomes on its way.
-    row_bytes = 4
-    for length in shape[1:]:
-        row_bytes *= length
-    block_rows = max(_BLOCK_BYTES // row_bytes // step, 1) * step
-    for start in range(0, row_count, block_rows):
-        yield source.rows(name, start, min(start + block_rows, row_count))
-
-
-def _latent_half(source: Source, name: str, tensor: OutputTensor, *, keys: bool) -> mx.array:
-    """Return MLA's ``embed_q`` or ``unembed_out`` ``[heads, rows, columns]`` from ``kv_b_proj``.
-
-    ``kv_b_proj`` is ``[heads x (nope + value), rank]``: each head's keys, then its values. The keys are
-    wanted transposed, ``[heads, rank, nope]``.
-    """
-    rows, rank = source.shapes()[name]
-    heads = tensor.shape[0]
-    per_head = source.rows(name, 0, rows).reshape(heads, rows // heads, rank)
-    if keys:
-        nope = tensor.shape[2]
-        return mx.contiguous(per_head[:, :nope, :].swapaxes(-1, -2))
-    return mx.contiguous(per_head[:, per_head.shape[1] - tensor.shape[1] :, :])
-
-
-def _type_name(dtype: mx.Dtype) -> str:
-    return str(dtype).rpartition(".")[2]
+@contextlib.contextmanager
+def _cache_of(size_bytes: int) -> Iterator[None]:
+    """Let MLX keep so much of what is freed: buffers are of every size here, and keeping all looks like a leak."""
+    before = mx.set_cache_limit(size_bytes)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
+        mx.clear_cache()

@@ -1,87 +1,137 @@
 """An MLX model's weight files, laid out first and filled as the tensors come."""
 
 import json
-import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import Self
 
 import mlx.core as mx
 import numpy as np
 
-from r1mac.formats.folder import INDEX_NAME
-from r1mac.formats.safetensors import TensorEntry, TensorLayout, lay_out, read_header
+from r1mac.convert.journal import FileDigest
+from r1mac.convert.shard import Shard
+from r1mac.durable import folder_to_disk
+from r1mac.formats.folder import INDEX_NAME, PREDICTION_STEM
+from r1mac.formats.safetensors import TensorLayout
 
 # As mlx-lm: a shard holds whole tensors and is at most 5 GiB, unless one tensor alone is larger.
 MAX_SHARD_BYTES = 5 * 2**30
 
-_TYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32"}
+_TYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8"}
 
 
 class ShardWriter:
     """The weight files of one model. Memory use does not depend on their size: nothing is held back.
 
-    Every file gets its header and its full length at once; the bytes of a tensor are then appended at its
-    place, in as many pieces as the caller likes and in any order of tensors.
+    Args:
+        folder: where they go.
+        tensors: all of the model's, in its order.
+        max_shard_bytes: limit of one file.
+        finished: names of files that are whole already.
+        kept_bytes: of tensors in other files, the bytes that are on the disk already.
+        apart: names of tensors that go into files of their own, which no index names.
     """
 
-    def __init__(self, folder: Path, tensors: Sequence[TensorLayout]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tensors: Sequence[TensorLayout],
+        *,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
+        finished: Iterable[str] = (),
+        kept_bytes: Mapping[str, int] | None = None,
+        apart: Collection[str] = (),
+    ) -> None:
         (name, count), *_ = Counter(tensor.name for tensor in tensors).most_common(1) or [("", 0)]
         if count > 1:
             raise ValueError(f"{name} is laid out twice")
+        kept_bytes = kept_bytes or {}
+        done = set(finished)
         self._folder = folder
-        self._files: list[BinaryIO] = []
-        self._places: dict[str, tuple[BinaryIO, TensorEntry]] = {}
-        self._filled: dict[str, int] = {tensor.name: 0 for tensor in tensors}
-        self._shard_names: dict[str, str] = {}
-        self.total_bytes = sum(tensor.size_bytes for tensor in tensors)
-        shards = split_into_shards(tensors)
-        try:
-            for index, shard in enumerate(shards, start=1):
-                name = f"model-{index:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
-                self._begin_shard(name, shard)
-        except BaseException:
-            self._close(failed=True)
-            raise
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksum")
+        self._shards: dict[str, Shard] = {}
+        self.shard_of: dict[str, str] = {}
+        self._types = {tensor.name: tensor.dtype for tensor in tensors}
+        self._given: dict[str, int] = {}
+        self._apart = apart
+        self.total_bytes = sum(tensor.size_bytes for tensor in tensors if tensor.name not in apart)
+        for shard_name, shard in name_shards(tensors, max_shard_bytes, apart).items():
+            self.shard_of |= {tensor.name: shard_name for tensor in shard}
+            if shard_name not in done:
+                kept = {tensor.name: kept_bytes[tensor.name] for tensor in shard if tensor.name in kept_bytes}
+                self._shards[shard_name] = Shard(folder / shard_name, shard, kept, self._executor)
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the files that are not whole yet."""
+        return sum(shard.size_bytes for shard in self._shards.values())
 
     def append(self, name: str, piece: mx.array) -> None:
-        """Write the next bytes of a tensor.
+        """Write the next bytes of a tensor that comes in order.
 
         Raises:
             ValueError: they are of another type than the tensor, or too many.
         """
-        file, entry = self._places[name]
-        if _TYPE_NAMES.get(piece.dtype) != entry.dtype:
-            raise ValueError(f"{name} is {entry.dtype} and was given {piece.dtype}")
-        data = _raw_bytes(piece)
-        begin = entry.start + self._filled[name]
-        if begin + len(data) > entry.stop:
-            raise ValueError(f"{name} was given more bytes than its shape {entry.shape} has")
-        file.seek(begin)
-        file.write(data)
-        self._filled[name] += len(data)
+        offset = self._given.get(name, 0)
+        self.write(name, offset, raw_view(self.checked(name, piece)))
+        self._given[name] = offset + piece.nbytes
 
-    def finish(self, *, parameter_count: int) -> None:
-        """Write the index, push everything to the disk and read the headers back.
+    def checked(self, name: str, piece: mx.array) -> mx.array:
+        """Return *piece*, which must be of the type that *name* has in the file.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if _TYPE_NAMES.get(piece.dtype) != self._types[name]:
+            raise ValueError(f"{name} is {self._types[name]} and was given {piece.dtype}")
+        return piece
+
+    def is_whole(self, name: str) -> bool:
+        """Tell whether the file that holds the tensor *name* is whole."""
+        return self.shard_of[name] not in self._shards
+
+    def write(self, name: str, offset: int, values: mx.array) -> None:
+        """Write what :func:`raw_view` made of a tensor's values, *offset* bytes from the tensor's beginning.
+
+        Raises:
+            ValueError: they are more than the tensor has.
+        """
+        data = np.ascontiguousarray(np.array(values, copy=False)).reshape(-1).view(np.uint8).data
+        if self.is_whole(name):
+            raise ValueError(f"{name} was given more bytes than it has: its file is whole")
+        self._shards[self.shard_of[name]].write(name, offset, data)
+
+    def commit(self) -> dict[str, FileDigest]:
+        """Bring all that was written to the disk, and return the files that have become whole by it."""
+        done: dict[str, FileDigest] = {}
+        for name, shard in list(self._shards.items()):
+            if shard.missing() is None:
+                done[name] = shard.finish()
+                del self._shards[name]
+            else:
+                shard.settle()
+        folder_to_disk(self._folder)
+        return done
+
+    def finish(self, *, parameter_count: int) -> dict[str, FileDigest]:
+        """Commit, write the index, and return the files that were not whole before.
 
         Raises:
             ValueError: a tensor was not filled.
         """
-        for name, (_, entry) in self._places.items():
-            if self._filled[name] != entry.size_bytes:
-                raise ValueError(f"{name} has {self._filled[name]} of {entry.size_bytes} bytes")
+        for shard in self._shards.values():
+            if (missing := shard.missing()) is not None:
+                raise ValueError(missing)
+        done = self.commit()
         index = {
             "metadata": {"total_size": self.total_bytes, "total_parameters": parameter_count},
-            "weight_map": dict(sorted(self._shard_names.items())),
+            "weight_map": {name: file for name, file in sorted(self.shard_of.items()) if name not in self._apart},
         }
         (self._folder / INDEX_NAME).write_text(json.dumps(index, indent=4), encoding="utf-8")
-        for file in self._files:
-            file.flush()
-            os.fsync(file.fileno())
-        for shard_name in dict.fromkeys(self._shard_names.values()):
-            read_header(self._folder / shard_name)
+        return done
 
     def __enter__(self) -> Self:
         return self
@@ -89,26 +139,24 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close(failed=kind is not None)
+        for shard in self._shards.values():
+            shard.close()
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def _close(self, *, failed: bool) -> None:
-        for file in self._files:
-            try:
-                file.close()
-            except OSError:
-                # Closing flushes, and on a full disk fails a second time: the first failure is the one to tell.
-                if not failed:
-                    raise
 
-    def _begin_shard(self, name: str, tensors: Iterable[TensorLayout]) -> None:
-        header, entries = lay_out(tensors, {"format": "mlx"})
-        file = (self._folder / name).open("wb")
-        self._files.append(file)
-        file.write(header)
-        file.truncate(max((entry.stop for entry in entries.values()), default=len(header)))
-        for tensor_name, entry in entries.items():
-            self._places[tensor_name] = (file, entry)
-            self._shard_names[tensor_name] = name
+def name_shards(
+    tensors: Sequence[TensorLayout], max_shard_bytes: int, apart: Collection[str] = ()
+) -> dict[str, list[TensorLayout]]:
+    """Return the weight files of a model by name, with what each holds; those of *apart* are no part of the model."""
+    own = split_into_shards((tensor for tensor in tensors if tensor.name not in apart), max_shard_bytes)
+    other = split_into_shards((tensor for tensor in tensors if tensor.name in apart), max_shard_bytes)
+    return _named("model", own) | _named(PREDICTION_STEM, other)
+
+
+def _named(stem: str, shards: list[list[TensorLayout]]) -> dict[str, list[TensorLayout]]:
+    if len(shards) == 1:
+        return {f"{stem}.safetensors": shards[0]}
+    return {f"{stem}-{index:05}-of-{len(shards):05}.safetensors": shard for index, shard in enumerate(shards, start=1)}
 
 
 def split_into_shards(
@@ -126,7 +174,6 @@ def split_into_shards(
     return shards
 
 
-def _raw_bytes(values: mx.array) -> memoryview:
-    if values.dtype == mx.bfloat16:
-        values = values.view(mx.uint16)
-    return np.ascontiguousarray(np.array(values, copy=False)).reshape(-1).view(np.uint8).data
+def raw_view(values: mx.array) -> mx.array:
+    """Return *values* as a type that numpy has, without computing anything yet."""
+    return values.view(mx.uint16) if values.dtype == mx.bfloat16 else values

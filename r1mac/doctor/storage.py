@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from r1mac.catalog.models import find
+from r1mac.convert.journal import RECORD_NAME as CONVERSION_RECORD_NAME
 from r1mac.doctor.examination import CheckResult, Examination
 from r1mac.hub.manifest import MANIFEST_NAME, load_manifest
 from r1mac.hub.store import StoredModel
@@ -98,15 +99,17 @@ def check_store(examination: Examination) -> Iterator[CheckResult]:
         if load_manifest(path) is None:
             yield _damaged(path.name, f"{path / MANIFEST_NAME} cannot be read")
     for leftover in store.leftovers():
-        name = leftover.name.replace("--", "/")
         if leftover.kind == "partial":
+            name = leftover.name.replace("--", "/")
+            converted = (leftover.path / CONVERSION_RECORD_NAME).is_file()
+            go_on = "go on with the command that began it" if converted else f"go on with `r1mac pull {name}`"
             yield CheckResult(
                 name="model",
                 subject=leftover.name,
                 status="warn",
                 found=f"unfinished, {format_size(leftover.size_bytes)} so far",
                 why="it takes room and cannot be run",
-                fix=f"go on with `r1mac pull {name}`, or delete it with `r1mac rm {leftover.name}`",
+                fix=f"{go_on}, or delete it with `r1mac rm {leftover.name}`",
             )
         else:
             yield CheckResult(

@@ -1,6 +1,7 @@
 """A folder that holds a model: which files it has, and that none points elsewhere."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -8,6 +9,11 @@ from r1mac.errors import BadCheckpoint
 from r1mac.formats.safetensors import TensorEntry, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
+_HEADER = ".header"
+# Digests by name, of files that come and go.
+DIGESTS_NAME = ".digests.json"
+# How the files of layers that predict further tokens begin: other loaders take ``model*.safetensors`` only.
+PREDICTION_STEM = "mtp"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 # Copied byte for byte from a source to a converted model, where they exist.
@@ -72,7 +78,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """
     if (folder / INDEX_NAME).exists():
         return _indexed_files(folder)
-    files = tuple(sorted(path for path in folder.glob("[!.]*.safetensors") if path.is_file()))
+    present = {path for path in folder.glob("[!.]*.safetensors") if path.is_file()}
+    absent = {path.with_name(path.name[1 : -len(_HEADER)]) for path in folder.glob(f".*.safetensors{_HEADER}")}
+    files = tuple(sorted(present | absent))
     if files:
         return files
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
@@ -87,12 +95,15 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 def read_tensors(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
     """Return every tensor of a model by name, with its file, having checked all headers.
 
+    A file that is not there yet is described by its header alone, where that is there (``header_path``).
+
     Raises:
         BadCheckpoint: as ``weight_files`` and ``read_header`` do, or a tensor is in two files.
     """
     tensors: dict[str, tuple[Path, TensorEntry]] = {}
     for path in weight_files(folder):
-        for name, entry in read_header(path).items():
+        here = path.is_file()
+        for name, entry in read_header(path if here else header_path(path), header_only=not here).items():
             if name in tensors:
                 raise BadCheckpoint(
                     f"the tensor {name} is in both {tensors[name][0].name} and {path.name}",
@@ -100,6 +111,30 @@ def read_tensors(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
                 )
             tensors[name] = (path, entry)
     return tensors
+
+
+def header_path(path: Path) -> Path:
+    """Return where the header of the weight file *path* is, in a folder whose weight files come and go."""
+    return path.with_name(f".{path.name}{_HEADER}")
+
+
+def file_identities(files: Iterable[Path]) -> dict[str, str]:
+    """Return by name what tells each of *files* from what it was before or will be.
+
+    Its digest where its folder has a list of them (``DIGESTS_NAME``), else its size and the time of its last change.
+    """
+    known: dict[Path, dict[str, Any]] = {}
+    found = {}
+    for path in files:
+        if path.parent not in known:
+            listed = path.parent / DIGESTS_NAME
+            known[path.parent] = read_json(listed) if listed.is_file() else {}
+        if (digest := known[path.parent].get(path.name)) is not None:
+            found[path.name] = str(digest)
+        else:
+            stat = path.stat()
+            found[path.name] = f"{stat.st_size} bytes, changed {stat.st_mtime_ns}"
+    return found
 
 
 def is_plain_name(name: object) -> bool:
@@ -125,6 +160,6 @@ def _indexed_files(folder: Path) -> tuple[Path, ...]:
                 f"{INDEX_NAME} points to {name!r}, which is not a safetensors file beside it",
                 hint=f"do not use this model; it lies in {folder}",
             )
-        if not (folder / name).is_file():
+        if not (folder / name).is_file() and not header_path(folder / name).is_file():
             raise BadCheckpoint(f"{folder} lacks {name}, which its index names", hint="fetch or copy that file again")
     return tuple(folder / name for name in names)

@@ -67,6 +67,20 @@ class GGUFFile:
         """Return the architecture's own field, such as ``block_count`` for ``llama.block_count``."""
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
+    def required(self, key: str, kind: type = int) -> Any:
+        """Return the architecture's own field, a positive number.
+
+        Raises:
+            BadCheckpoint: it is missing, or is none.
+        """
+        value = self.get(key)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
+            raise BadCheckpoint(
+                f"{self.path.name} has no usable {self.architecture}.{key} (found {value!r})",
+                hint="fetch the file again, or convert the original weights",
+            )
+        return kind(value)
+
 
 def read_gguf(path: Path) -> GGUFFile:
     """Open a GGUF file and read its metadata.

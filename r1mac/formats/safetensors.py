@@ -51,8 +51,10 @@ class TensorEntry:
         return self.stop - self.start
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def read_header(path: Path, *, header_only: bool = False) -> dict[str, TensorEntry]:
     """Return the tensors of a safetensors file by name, having checked that all their bytes are there.
+
+    Where *header_only*, *path* holds a file's header and none of its tensors' bytes.
 
     Raises:
         BadCheckpoint: the file is truncated, or its header is not what the format says.
@@ -72,7 +74,8 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         raise _damaged(path, "its header is not an object")
     header.pop("__metadata__", None)
     entries = {name: _parse_entry(path, name, fields, 8 + length) for name, fields in header.items()}
-    _check_layout(path, entries.values(), 8 + length, file_bytes)
+    end = max((entry.stop for entry in entries.values()), default=8 + length)
+    _check_layout(path, entries.values(), 8 + length, end if header_only else file_bytes)
     return entries
 
 
@@ -93,12 +96,13 @@ class TensorLayout:
 def lay_out(tensors: Iterable[TensorLayout], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, TensorEntry]]:
     """Return a file's header and where each tensor's bytes go.
 
-    Tensors are placed by falling element size, so that each begins at a multiple of its own.
+    Tensors are placed by falling element size, so that each begins at a multiple of its own; those of one size
+    in the order in which they are given.
 
     Raises:
         ValueError: two tensors have one name.
     """
-    ordered = sorted(tensors, key=lambda tensor: (-DTYPE_BYTES[tensor.dtype], tensor.name))
+    ordered = sorted(tensors, key=lambda tensor: -DTYPE_BYTES[tensor.dtype])
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for tensor in ordered:

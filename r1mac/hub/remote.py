@@ -18,8 +18,8 @@ _MISSING_STATUS = 404
 _Answer = TypeVar("_Answer")
 
 
-def ask(question: Callable[[], _Answer], repo: str) -> _Answer:
-    """Return the Hub's answer to one small *question* about *repo*, asking again while a failure may pass.
+def ask(question: Callable[[], _Answer], repo: str, *, file: str | None = None) -> _Answer:
+    """Return the Hub's answer to a small *question* about *repo* or its *file*, asking again while a failure may pass.
 
     A computer without a network is told so at once; a silent server costs ATTEMPT_COUNT time-outs.
 
@@ -36,7 +36,7 @@ def ask(question: Callable[[], _Answer], repo: str) -> _Answer:
         except Exception as error:
             last = attempt == ATTEMPT_COUNT - 1
             if last or isinstance(error, httpx2.ConnectError) or not may_pass(error):
-                raise error_of(error, repo) from error
+                raise error_of(error, repo, file=file) from error
             time.sleep(wait_seconds(attempt))
     raise AssertionError  # the last attempt returns or raises
 

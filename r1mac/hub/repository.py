@@ -157,6 +157,23 @@ def file_url(repo: str, name: str, revision: str) -> str:
     return str(hf_hub_url(repo, name, revision=revision))
 
 
+def fetch_beginning(listing: RepoListing, file: RepoFile, size_bytes: int) -> bytes:
+    """Return the first *size_bytes* of a file, without writing anything to the disk.
+
+    Raises:
+        DownloadFailed: the file ends before.
+        R1MacError: as for :func:`list_files`.
+    """
+    url = file_url(listing.repo, file.name, listing.commit)
+    content = remote.ask(lambda: _beginning(url, size_bytes), listing.repo, file=file.name)
+    if len(content) < size_bytes:
+        raise DownloadFailed(
+            f"{file.name} of {listing.repo} gave {len(content)} of its first {size_bytes} bytes",
+            hint=remote.GO_ON_HINT,
+        )
+    return content
+
+
 def headers() -> dict[str, str]:
     """Return what goes with each request: the user's token, if any, and that bytes must come uncompressed."""
     from huggingface_hub.utils import build_hf_headers
@@ -181,6 +198,20 @@ def _content(url: str, repo: str, most_bytes: int) -> bytes:
             if time.monotonic() > deadline:
                 raise httpx2.ReadError(f"only {len(content)} bytes came in {3 * timeout:.0f} s")
         return bytes(content)
+
+
+def _beginning(url: str, size_bytes: int) -> bytes:
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    wanted = headers() | {"Range": f"bytes=0-{size_bytes - 1}"}
+    with get_session().stream("GET", url, headers=wanted, timeout=remote.timeout_seconds()) as response:
+        hf_raise_for_status(response)
+        content = bytearray()
+        for piece in response.iter_bytes():
+            content += piece
+            if len(content) >= size_bytes:  # a server that knows no Range would go on to the file's end
+                break
+        return bytes(content[:size_bytes])
 
 
 def _parse_listing(text: bytes, repo: str) -> RepoListing:

@@ -48,7 +48,7 @@ class StoredModel:
 
     def missing_files(self) -> tuple[str, ...]:
         """Return the files of the manifest that are no longer there, or not in their stored size."""
-        return tuple(file.name for file in self.manifest.files if not _has_size(self.path / file.name, file.size_bytes))
+        return missing_files(self.path, self.manifest)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,9 +217,10 @@ def building(
             if not keep_partial:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        # Still there only if the block made nothing.
-        with contextlib.suppress(OSError):
-            partial.rmdir()
+        finally:
+            # Still there and empty only if the block made nothing.
+            with contextlib.suppress(OSError):
+                partial.rmdir()
 
 
 def _publish(partial: Path, path: Path) -> None:
@@ -278,6 +279,11 @@ def _size_bytes(folder: Path) -> int:
         with contextlib.suppress(OSError):
             total_bytes += path.lstat().st_size if path.is_file() and not path.is_symlink() else 0
     return total_bytes
+
+
+def missing_files(folder: Path, manifest: Manifest) -> tuple[str, ...]:
+    """Return the files of *manifest* that are not in *folder*, or not in their stored size."""
+    return tuple(file.name for file in manifest.files if not _has_size(folder / file.name, file.size_bytes))
 
 
 def _has_size(path: Path, size_bytes: int) -> bool:

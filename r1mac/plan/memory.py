@@ -16,25 +16,41 @@ WIDE_BITS = 16
 
 
 class Quantization(NamedTuple):
-    """MLX's affine format: *bits* a value, and a 16-bit scale and bias for each group."""
+    """One of MLX's formats: *bits* a value, and what the values of a group share.
+
+    In mode ``affine`` that is a scale and a bias, both 16 bits wide; in the floating-point modes ``mxfp4``,
+    ``nvfp4`` and ``mxfp8`` a scale of 8 bits.
+    """
 
     bits: int
     group_size: int = 64
+    mode: str = "affine"
 
     @property
     def bits_per_weight(self) -> float:
         """Bits a weight takes with its share of scale and bias."""
-        return 16.0 if self.bits == 16 else self.bits + 32 / self.group_size  # noqa: PLR2004
+        if self.bits == 16:  # noqa: PLR2004
+            return 16.0
+        return self.bits + (32 if self.mode == "affine" else 8) / self.group_size
 
 
-def tensor_bytes(shape: tuple[int, ...], quantization: Quantization | None) -> int:
-    """Return what one tensor takes: 16-bit values, or packed codes with their scales and biases."""
+# Each floating-point mode of MLX has one width and one group size.
+FLOAT_WIDTHS = {
+    "mxfp4": Quantization(bits=4, group_size=32, mode="mxfp4"),
+    "nvfp4": Quantization(bits=4, group_size=16, mode="nvfp4"),
+    "mxfp8": Quantization(bits=8, group_size=32, mode="mxfp8"),
+}
+
+
+def tensor_bytes(shape: tuple[int, ...], quantization: Quantization | None, *, value_bytes: int = 2) -> int:
+    """Return what one tensor takes: values of *value_bytes*, or packed codes with their scales and biases."""
     values = 1
     for length in shape:
         values *= length
     if quantization is None or quantization.bits == 16:  # noqa: PLR2004
-        return 2 * values
-    return values * quantization.bits // 8 + 4 * (values // quantization.group_size)
+        return value_bytes * values
+    shared_bytes = 2 * value_bytes if quantization.mode == "affine" else 1
+    return values * quantization.bits // 8 + shared_bytes * (values // quantization.group_size)
 
 
 def weight_bytes(arch: ArchSpec, quantization: Quantization) -> int:

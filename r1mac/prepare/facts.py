@@ -9,9 +9,11 @@ from typing import Any
 from r1mac.catalog.arch import ArchSpec, LatentAttention
 from r1mac.errors import UnknownModel
 from r1mac.formats import folder as model_folder
-from r1mac.plan.memory import Quantization, kv_bytes_per_token, weight_bytes
+from r1mac.plan.memory import Quantization, kv_bytes_per_token
+from r1mac.plan.recipe import WIDE_BITS, configured_recipe, recipe_bytes
 from r1mac.prepare.planning import arch_of
 from r1mac.prepare.target import Target, find_stored
+from r1mac.prepare.wish import recipe_at
 from r1mac.settings import CHOICES, Settings
 
 
@@ -29,10 +31,8 @@ def facts_of(target: Target, settings: Settings) -> dict[str, Any]:
         facts |= _folder_facts(folder)
     elif target.spec is not None:
         facts |= _shape_facts(target.spec.arch)
-        group_size = target.spec.default_group_size
         facts["size_bytes_by_bits"] = {
-            bits: weight_bytes(target.spec.arch, Quantization(bits=bits, group_size=group_size))
-            for bits in CHOICES["bits"]
+            bits: recipe_bytes(target.spec.arch, recipe_at(target.spec, bits)) for bits in CHOICES["bits"]
         }
     else:
         raise UnknownModel(
@@ -66,7 +66,7 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
         **_shape_facts(arch),
         "size_bytes": size_bytes,
         "bits_per_weight": round(8 * size_bytes / arch.parameter_count, 3),
-        "quantization": _uniform_quantization(config),
+        "quantization": _quantization(config, arch),
         "bytes_by_type": types,
         "licence": _card_licence(folder),
     }
@@ -100,11 +100,27 @@ def _shape_facts(arch: ArchSpec) -> dict[str, Any]:
     return facts
 
 
-def _uniform_quantization(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the width that config.json gives for all layers; layers with a width of their own are counted."""
-    quantization = config.get("quantization")
-    if not isinstance(quantization, dict):
+def _quantization(config: Mapping[str, Any], arch: ArchSpec) -> dict[str, Any] | None:
+    """Return the width that config.json gives for all layers, and the share of the weights at each if they differ."""
+    if (recipe := configured_recipe(config)) is None:
         return None
-    own = [name for name, value in quantization.items() if isinstance(value, dict)]
-    facts = {key: quantization[key] for key in ("bits", "group_size", "mode") if key in quantization}
-    return facts | ({"layers_with_own_width": len(own)} if own else {})
+    facts = {"bits": recipe.default.bits, "group_size": recipe.default.group_size, "mode": recipe.default.mode}
+    if not recipe.overrides:
+        return facts
+    values: dict[str, int] = {}
+    for tensor in arch.tensors:
+        if tensor.role == "matrix":
+            width = _width_name(recipe.quantization_for(tensor.name, tensor.shape))
+            values[width] = values.get(width, 0) + tensor.size
+    total = sum(values.values())
+    return facts | {"weights_by_width": {width: round(size / total, 4) for width, size in sorted(values.items())}}
+
+
+def _width_name(width: Quantization | None) -> str:
+    """Return a width as text: ``4``, ``2 (groups of 128)``, ``mxfp4``; 16 for what is not quantised."""
+    if width is None:
+        return str(WIDE_BITS)
+    if width.mode != "affine":
+        return width.mode
+    usual = width.group_size == Quantization(bits=width.bits).group_size
+    return str(width.bits) if usual else f"{width.bits} (groups of {width.group_size})"

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 
 from r1mac.catalog.models import all_models
 from r1mac.machine.base import HardwareProfile
+from r1mac.plan.recipe import WIDE_BITS
 from r1mac.prepare.planning import Judgement, judge_wish
 from r1mac.prepare.target import Target
-from r1mac.prepare.wish import WIDE_BITS, Wish, wish_for
+from r1mac.prepare.wish import Weights, Wish, wish_for
 from r1mac.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,9 +27,9 @@ def judge_family(hardware: HardwareProfile, settings: Settings, *, mac: str | No
             continue
         seen.add(spec.arch)
         target = Target(title=spec.title, spec=spec, bits=spec.default_bits)
-        widths = Wish(target=target, arch=spec.arch, stored_bytes=0).widths
+        widths = Wish(target=target, arch=spec.arch, weights=Weights(0)).widths
         for bits in [settings.bits] if settings.bits else [bits for bits in widths if bits < WIDE_BITS]:
-            wish = wish_for(Target(title=spec.title, spec=spec, bits=bits), spec.arch, 0, settings, mac=mac)
+            wish = wish_for(Target(title=spec.title, spec=spec, bits=bits), spec.arch, Weights(0), settings, mac=mac)
             if wish.context_tokens is not None:
                 wish = wish.with_context(min(wish.context_tokens, spec.arch.max_context_tokens))
             yield judge_wish(wish.at_bits(bits), hardware)

@@ -5,18 +5,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from r1mac import paths
 from r1mac.catalog.models import PackagedFile
-from r1mac.errors import NotWritable, Offline
+from r1mac.errors import Offline
 from r1mac.formats import folder as model_folder
 from r1mac.machine.base import Machine
 from r1mac.prepare.target import Target, find_stored, repo_target, store_of
 from r1mac.settings import Settings
-from r1mac.units import format_size
 
 if TYPE_CHECKING:
-    from r1mac.convert.recipe import Recipe
     from r1mac.convert.sources import Source
+    from r1mac.prepare.conversion import Provenance
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,62 +95,27 @@ def _download_event(event: Any, repo: str) -> Iterator[PrepareEvent]:
 def _convert_into_store(
     target: Target, settings: Settings, machine: Machine, on_wait: Callable[[str], None] | None
 ) -> Generator[PrepareEvent, None, Path]:
-    from r1mac.convert.recipe import plain
+    """Convert the weights of *target* into the store: those of an installed package, else those on the Hub."""
     from r1mac.convert.sources import open_source
+    from r1mac.prepare.conversion import Provenance
+    from r1mac.prepare.remote_source import Origin, from_hub
+    from r1mac.prepare.weights import open_origin, provenance_of
 
-    assert target.store_name is not None
-    assert target.bits is not None
-    store = store_of(settings)
-    source_path = yield from _source_files(target, settings, machine, on_wait)
-    if source_path.is_dir() and "quantization" in model_folder.read_config(source_path):
-        yield Note(f"{target.title} is quantised already; --bits {target.bits} has no effect")
-        return source_path
-    with store.building(target.store_name, on_wait=on_wait) as folder:
-        if (made := find_stored(target, settings)) is not None:
-            return made.path
-        group_size = target.spec.default_group_size if target.spec else 64
-        source, recipe = open_source(source_path), plain(bits=target.bits, group_size=group_size)
-        yield from _convert_into(folder, source, recipe, machine, title=target.title)
-    return store.folder(target.store_name)
-
-
-def _convert_into(
-    folder: Path, source: "Source", recipe: "Recipe", machine: Machine, *, title: str
-) -> Iterator[PrepareEvent]:
-    """Convert *source* into the empty *folder*, and mark it as a model.
-
-    Raises:
-        BadCheckpoint, BadRecipe, DiskFull, NotWritable: as ``convert.pipeline.convert`` does.
-    """
-    from r1mac.convert.pipeline import ConversionStarted, TensorWritten, convert
-    from r1mac.hub.manifest import describe, write_manifest
-
-    for event in convert(source, recipe, folder, free_disk_bytes=machine.free_disk_bytes(folder)):
-        match event:
-            case ConversionStarted(unquantized_names=names) if names:
-                yield Note(
-                    f"{len(names)} matrices stay at 16 bits, since {recipe.default.group_size} does not divide their "
-                    f"rows (the first is {names[0]})"
-                )
-            case TensorWritten():
-                yield Progress(task="convert", title=title, done=event.done_bytes, total=event.total_bytes)
-    write_manifest(folder, describe(folder, source=source.description, revision=None, bits=recipe.default.bits))
-
-
-def _source_files(
-    target: Target, settings: Settings, machine: Machine, on_wait: Callable[[str], None] | None
-) -> Generator[PrepareEvent, None, Path]:
-    """Return the weights to convert: a packaged file where one is installed, else those on the Hub."""
     assert target.convert_from is not None
     packaged = target.spec.packaged if target.spec else None
     if packaged is not None and (path := packaged_file(packaged)) is not None:
-        return path
-    source = repo_target(target.convert_from)
-    if find_stored(source, settings) is None:
-        size = f" ({format_size(target.spec.source_bytes)})" if target.spec else ""
-        yield Note(f"fetching {target.convert_from}{size}, to convert it to {target.bits} bits")
+        source = open_source(path)
+        provenance = Provenance(title=target.title, source=source.description)
+        return (yield from _convert_target(source, provenance, target, settings, machine, on_wait))
+    if target.spec is None and (yield from _is_quantized(target)):
+        return (yield from ensure_files(repo_target(target.convert_from), settings, machine, on_wait=on_wait))
+
+    def use(origin: Origin) -> Generator[PrepareEvent, None, Path]:
+        provenance = provenance_of(origin, title=target.title)
+        return (yield from _convert_target(open_origin(origin), provenance, target, settings, machine, on_wait))
+
     try:
-        return (yield from ensure_files(source, settings, machine, on_wait=on_wait))
+        return (yield from from_hub(target.convert_from, use, settings, machine, on_wait=on_wait))
     except Offline as error:
         if packaged is None:
             raise
@@ -160,6 +123,39 @@ def _source_files(
         raise Offline(
             f"{target.title} is not installed, and {error.problem}", hint=f"install it with `{command}`"
         ) from error
+
+
+def _convert_target(
+    source: "Source",
+    provenance: "Provenance",
+    target: Target,
+    settings: Settings,
+    machine: Machine,
+    on_wait: Callable[[str], None] | None,
+) -> Generator[PrepareEvent, None, Path]:
+    from r1mac.prepare.conversion import Manner, convert_into
+    from r1mac.prepare.wish import recipe_at
+
+    assert target.store_name is not None
+    assert target.bits is not None
+    store = store_of(settings)
+    recipe = recipe_at(target.spec, target.bits)
+    with store.building(target.store_name, keep_partial=True, on_wait=on_wait) as folder:
+        if (made := find_stored(target, settings)) is not None:
+            return made.path
+        yield from convert_into(source, [(recipe, folder)], provenance, machine, Manner())
+    return store.folder(target.store_name)
+
+
+def _is_quantized(target: Target) -> Generator[PrepareEvent, None, bool]:
+    """Tell whether the weights to convert are an MLX model of a width of its own; if so, it is said."""
+    from r1mac.hub import download
+
+    assert target.convert_from is not None
+    if "quantization" not in download.fetch_config(target.convert_from):
+        return False
+    yield Note(f"{target.title} is quantised already; --bits {target.bits} has no effect")
+    return True
 
 
 def packaged_file(packaged: PackagedFile) -> Path | None:
@@ -174,58 +170,3 @@ def packaged_file(packaged: PackagedFile) -> Path | None:
         if file.name == packaged.file_name and (path := Path(str(file.locate()))).is_file():
             return path
     return None
-
-
-def convert_to_folder(
-    source_path: Path,
-    recipe: "Recipe",
-    output: Path,
-    *,
-    machine: Machine,
-    replace: bool,
-    on_wait: Callable[[str], None] | None = None,
-) -> Generator[PrepareEvent, None, Path]:
-    """Convert the weights at *source_path* into the new folder *output*, and return it.
-
-    The folder gets its name when it is complete. *replace* allows *output* to be a model already; anything
-    else that is there is never touched.
-
-    Raises:
-        BadCheckpoint, BadRecipe, DiskFull, NotWritable: as the converter does.
-    """
-    from r1mac.convert.sources import open_source
-    from r1mac.hub.store import building
-
-    source_path, output = paths.expanded(source_path), paths.expanded(output).absolute()
-    source = open_source(source_path)
-    _check_output(output, source_path.resolve(), replace=replace)
-    with building(output, on_wait=on_wait) as folder:
-        yield from _convert_into(folder, source, recipe, machine, title=source_path.name)
-    return output
-
-
-def _check_output(output: Path, source: Path, *, replace: bool) -> None:
-    """Refuse an output that would cost the user anything but a model that r1mac made."""
-    real = output.resolve()
-    if source == real or real in source.parents:
-        raise NotWritable(f"{output} is or holds the source", hint="name another -o FOLDER")
-    if real == Path.cwd() or real in Path.cwd().parents:
-        raise NotWritable(f"{output} is or holds the folder that you are in", hint="name another -o FOLDER")
-    if output.is_symlink():
-        raise NotWritable(f"{output} is a link to {real}", hint="name the folder itself, or another -o FOLDER")
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    if not _is_ours(output):
-        raise NotWritable(f"{output} is there already, and is no model that r1mac made", hint="name another -o FOLDER")
-    if not replace:
-        raise NotWritable(f"{output} is a model already", hint="replace it with --force, or name another -o FOLDER")
-
-
-def _is_ours(folder: Path) -> bool:
-    """Tell whether a folder holds a model that r1mac made, and nothing else."""
-    from r1mac.hub.manifest import MANIFEST_NAME, load_manifest
-
-    if (manifest := load_manifest(folder)) is None:
-        return False
-    known = {MANIFEST_NAME, ".DS_Store", *(file.name for file in manifest.files)}
-    return all(path.is_file() and path.name in known for path in folder.iterdir())

@@ -7,10 +7,10 @@ from r1mac.catalog.arch import SUPPORTED_MODEL_TYPES, ArchSpec, parse_arch
 from r1mac.errors import BadCheckpoint, DoesNotFit
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import MemoryPlan
-from r1mac.plan.memory import Quantization, weight_bytes
+from r1mac.plan.recipe import configured_recipe, read_bytes_per_token
 from r1mac.prepare.remedies import Remedy, binding_limit, find_remedies, most_bits
 from r1mac.prepare.target import Target, described, find_stored
-from r1mac.prepare.wish import Wish, wish_for
+from r1mac.prepare.wish import Weights, Wish, recipe_at, weights_by, wish_for
 from r1mac.settings import Settings
 from r1mac.units import MIB, format_memory
 
@@ -84,8 +84,8 @@ def judge(target: Target, settings: Settings, hardware: HardwareProfile, *, mac:
         BadCheckpoint: its config.json is not that of a model that r1mac runs.
         R1MacError: it has to be asked for on the Hub, and that failed.
     """
-    arch, stored_bytes = _shape(target, settings)
-    wish = wish_for(target, arch, stored_bytes, settings, mac=mac)
+    arch, weights = _shape(target, settings)
+    wish = wish_for(target, arch, weights, settings, mac=mac)
     return judge_wish(wish, hardware)
 
 
@@ -108,6 +108,7 @@ def judge_wish(wish: Wish, hardware: HardwareProfile, measured: "Measured | None
         hardware,
         stored_bytes=plan.weight_bytes,
         kv_bytes_per_token=plan.kv_bytes_per_token,
+        read_bytes=wish.weights.read_bytes,
         step_tokens=plan.prefill_step_tokens,
         calibration=measured.calibration,
     )
@@ -126,23 +127,24 @@ def tuned_machine(hardware: HardwareProfile) -> HardwareProfile | None:
     return replace(hardware, wired_limit_bytes=highest_bytes, wired_limit_source="override")
 
 
-def _shape(target: Target, settings: Settings) -> tuple[ArchSpec, int]:
-    """Return the model's shape and the bytes of its weights, on this disk or once they are there."""
+def _shape(target: Target, settings: Settings) -> tuple[ArchSpec, Weights]:
+    """Return the model's shape and what its weights take, on this disk or once they are there."""
     stored = find_stored(target, settings)
     local = stored.path if stored else target.folder
     if local is not None:
         from r1mac.formats import folder as model_folder
 
-        arch = arch_of(model_folder.read_config(local), str(local))
-        return arch, sum(path.stat().st_size for path in model_folder.weight_files(local))
+        config = model_folder.read_config(local)
+        arch = arch_of(config, str(local))
+        return arch, _as_they_are(arch, config, sum(path.stat().st_size for path in model_folder.weight_files(local)))
     if target.spec is not None:
-        quantization = Quantization(bits=target.bits or 16, group_size=target.spec.default_group_size)
-        return target.spec.arch, weight_bytes(target.spec.arch, quantization)
+        return target.spec.arch, weights_by(recipe_at(target.spec, target.bits or 16), target.spec.arch)
     return _remote_shape(target)
 
 
-def _remote_shape(target: Target) -> tuple[ArchSpec, int]:
-    """Return the shape of a Hub repository's model, and the bytes of its weights once they are stored."""
+def _remote_shape(target: Target) -> tuple[ArchSpec, Weights]:
+    """Return the shape of a Hub repository's model, and what its weights take once they are stored."""
+    from r1mac.formats.folder import PREDICTION_STEM
     from r1mac.hub import download
 
     repo = target.repo or target.convert_from
@@ -150,9 +152,18 @@ def _remote_shape(target: Target) -> tuple[ArchSpec, int]:
     config = download.fetch_config(repo)
     arch = arch_of(config, repo)
     if target.bits is not None and "quantization" not in config:
-        return arch, weight_bytes(arch, Quantization(bits=target.bits))
+        return arch, weights_by(recipe_at(None, target.bits), arch)
     files = download.select_files(download.list_files(repo))
-    return arch, sum(file.size_bytes for file in files if file.name.endswith(".safetensors"))
+    weights = (file for file in files if file.name.endswith(".safetensors"))
+    stored_bytes = sum(file.size_bytes for file in weights if not file.name.startswith(PREDICTION_STEM))
+    return arch, _as_they_are(arch, config, stored_bytes)
+
+
+def _as_they_are(arch: ArchSpec, config: dict[str, Any], stored_bytes: int) -> Weights:
+    """Return what weights take that are made already: their config.json says where widths differ."""
+    recipe = configured_recipe(config)
+    mixed = recipe is not None and recipe.overrides
+    return Weights(stored_bytes, read_bytes_per_token(arch, recipe) if recipe is not None and mixed else None)
 
 
 def arch_of(config: dict[str, Any], where: str) -> ArchSpec:

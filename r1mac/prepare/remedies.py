@@ -8,9 +8,8 @@ from typing import NamedTuple
 from r1mac.catalog.models import all_models
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import MIN_CONTEXT_TOKENS, MemoryPlan
-from r1mac.plan.memory import Quantization, weight_bytes
 from r1mac.prepare.target import Target
-from r1mac.prepare.wish import Wish, wish_for
+from r1mac.prepare.wish import Wish, recipe_at, weights_by, wish_for
 from r1mac.units import format_memory
 
 _AT_MOST = 3
@@ -136,8 +135,8 @@ class _Remedies(NamedTuple):
         for spec in sorted(smaller, key=lambda spec: -spec.source_bytes):
             bits = settings.for_model(spec.key, *spec.aliases).bits or spec.default_bits
             target = Target(title=spec.title, spec=spec, bits=bits)
-            stored_bytes = weight_bytes(spec.arch, Quantization(bits=bits, group_size=spec.default_group_size))
-            other = wish_for(target, spec.arch, stored_bytes, settings, mac=self.wish.mac)
+            weights = weights_by(recipe_at(spec, bits), spec.arch)
+            other = wish_for(target, spec.arch, weights, settings, mac=self.wish.mac)
             if self.helps(other, self.hardware):
                 yield _run(other, self.hardware, f"{spec.title}, the largest that fits")
                 return
@@ -145,7 +144,7 @@ class _Remedies(NamedTuple):
 
 def _source_bytes(wish: Wish) -> int:
     spec = wish.target.spec
-    return spec.source_bytes if spec else wish.stored_bytes * 16 // (wish.target.bits or 16)
+    return spec.source_bytes if spec else wish.weights.stored_bytes * 16 // (wish.target.bits or 16)
 
 
 def _cache_size(wish: Wish, hardware: HardwareProfile) -> str:

@@ -69,7 +69,7 @@ def resolve(name: str, settings: Settings) -> Target:
         return _catalog_target(spec, wanted) if wanted else repo_target(spec.source_repo)
     if _stored(name, settings) is not None:
         return Target(title=name, store_name=name)
-    if _looks_like_repo(name):
+    if looks_like_repo(name):
         return repo_target(name, None if _is_stored_quantized(name, settings) else settings.bits)
     raise UnknownModel(f"there is no model {name!r}", hint=_suggestion(name))
 
@@ -138,7 +138,8 @@ def _catalog_target(spec: ModelSpec, bits: int) -> Target:
     )
 
 
-def _looks_like_repo(name: str) -> bool:
+def looks_like_repo(name: str) -> bool:
+    """Tell whether *name* could be the id of a Hub repository."""
     owner, slash, repo = name.partition("/")
     return bool(slash and owner and repo) and "/" not in repo and not name.startswith((".", "~")) and " " not in name
 

@@ -8,11 +8,11 @@ from r1mac.catalog.models import ModelSpec, all_models
 from r1mac.errors import R1MacError
 from r1mac.machine.base import HardwareProfile, Machine
 from r1mac.machine.wired_limit import LEAST_MIB, DaemonRefused, WiredLimit, WiredState
-from r1mac.plan.memory import Quantization, weight_bytes
+from r1mac.plan.recipe import recipe_bytes
 from r1mac.plan.tune import Limits, Tuning, choose, limits_of
 from r1mac.prepare.journal import Journal, load_journal, save_journal
 from r1mac.prepare.preferences import extended, read_config, undone, with_values, write_config
-from r1mac.prepare.wish import Wish
+from r1mac.prepare.wish import Wish, recipe_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ def propose(
     return choose(
         wish.arch,
         hardware,
-        stored_bytes=wish.stored_bytes,
+        stored_bytes=wish.weights.stored_bytes,
         context_tokens=wish.context_tokens,
         kv_bits=kv_bits,
         reserve_bytes=reserve_bytes,
@@ -64,8 +64,7 @@ def largest_model(hardware: HardwareProfile, *, reserve_bytes: int | None = None
     """Return the largest model of the family, at its usual width, that this Mac could run, and its tuning."""
     members = (spec for spec in all_models() if spec.packaged is None)
     for spec in sorted(members, key=lambda spec: -spec.source_bytes):
-        quantization = Quantization(bits=spec.default_bits, group_size=spec.default_group_size)
-        stored_bytes = weight_bytes(spec.arch, quantization)
+        stored_bytes = recipe_bytes(spec.arch, recipe_at(spec, spec.default_bits))
         tuning = choose(spec.arch, hardware, stored_bytes=stored_bytes, reserve_bytes=reserve_bytes)
         if tuning.plan.fits:
             return spec, tuning

@@ -1,16 +1,44 @@
 """What somebody asks of a computer: a model, at a width, with a context."""
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from r1mac.catalog.arch import ArchSpec
-from r1mac.catalog.models import TYPICAL_ANSWER_TOKENS
+from r1mac.catalog.models import TYPICAL_ANSWER_TOKENS, ModelSpec
+from r1mac.convert.recipe import plain, recipe_for
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import TYPICAL_PROMPT_TOKENS, MemoryPlan, fit
-from r1mac.plan.memory import Quantization, weight_bytes
+from r1mac.plan.recipe import WIDE_BITS, Recipe, read_bytes_per_token, recipe_bytes
 from r1mac.prepare.target import Target, settings_names, typed_name
 from r1mac.settings import Settings
 
-WIDE_BITS = 16
+
+class Weights(NamedTuple):
+    """What a model's weights take.
+
+    Attributes:
+        stored_bytes: all of them, as they are stored.
+        read_bytes: those that decoding a token reads; None where all matrices are of one width, whose mean tells it.
+    """
+
+    stored_bytes: int
+    read_bytes: float | None = None
+
+
+def recipe_at(spec: ModelSpec | None, bits: int) -> Recipe:
+    """Return what *bits* means for a model of the catalog, or one that it does not know (None).
+
+    What is fetched ready has one width; what is converted here has the model's own recipe, if there is one.
+    """
+    if spec is None or bits in spec.mlx_repos:
+        return plain(bits=bits, group_size=spec.default_group_size if spec else 64)
+    return recipe_for(spec.key, bits, group_size=spec.default_group_size)
+
+
+def weights_by(recipe: Recipe, arch: ArchSpec) -> Weights:
+    """Return what the weights of a model of shape *arch* take when they are converted by *recipe*."""
+    read_bytes = read_bytes_per_token(arch, recipe) if recipe.overrides else None
+    return Weights(stored_bytes=recipe_bytes(arch, recipe), read_bytes=read_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,7 +46,7 @@ class Wish:
     """A model and what the plan may not change.
 
     Attributes:
-        stored_bytes: the weights at the width asked for.
+        weights: at the width asked for.
         context_tokens: None where the plan is free to choose.
         kv_bits: width of the cache.
         most_step_tokens: the longest prefill step to take; None where the plan is free to choose.
@@ -29,7 +57,7 @@ class Wish:
 
     target: Target
     arch: ArchSpec
-    stored_bytes: int
+    weights: Weights
     context_tokens: int | None = None
     kv_bits: int = WIDE_BITS
     most_step_tokens: int | None = None
@@ -42,7 +70,7 @@ class Wish:
         return fit(
             self.arch,
             hardware,
-            stored_bytes=self.stored_bytes,
+            stored_bytes=self.weights.stored_bytes,
             context_tokens=self.context_tokens,
             kv_bits=self.kv_bits,
             most_step_tokens=self.most_step_tokens,
@@ -55,10 +83,8 @@ class Wish:
 
     def at_bits(self, bits: int) -> "Wish":
         """Return the same wish with weights of another width."""
-        target = replace(self.target, bits=bits)
-        group_size = target.spec.default_group_size if target.spec else 64
-        stored_bytes = weight_bytes(self.arch, Quantization(bits=bits, group_size=group_size))
-        return replace(self, target=target, stored_bytes=stored_bytes)
+        weights = weights_by(recipe_at(self.target.spec, bits), self.arch)
+        return replace(self, target=replace(self.target, bits=bits), weights=weights)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -110,7 +136,7 @@ class Wish:
         return f"r1mac {verb} {self.name}{said}"
 
 
-def wish_for(target: Target, arch: ArchSpec, stored_bytes: int, settings: Settings, *, mac: str | None = None) -> Wish:
+def wish_for(target: Target, arch: ArchSpec, weights: Weights, settings: Settings, *, mac: str | None = None) -> Wish:
     """Return what *settings* ask for of a model."""
     own = settings.for_model(*settings_names(target), bits=target.bits)
     context = own.context_tokens
@@ -120,7 +146,7 @@ def wish_for(target: Target, arch: ArchSpec, stored_bytes: int, settings: Settin
     return Wish(
         target=target,
         arch=arch,
-        stored_bytes=stored_bytes,
+        weights=weights,
         context_tokens=context,
         kv_bits=own.kv_bits or WIDE_BITS,
         most_step_tokens=own.prefill_step_tokens,

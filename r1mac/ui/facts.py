@@ -40,8 +40,13 @@ def _as_text(name: str, value: Any) -> str:  # noqa: PLR0911 - one line a kind
             return ", ".join(f"{bits}: {_as_text(inner, item)}" for bits, item in value.items())
         case dict() if name == "bytes_by_type":
             return ", ".join(f"{dtype} {format_size(count)}" for dtype, count in value.items())
+        case dict() if name == "weights_by_width":
+            return ", ".join(f"{share:.1%} of the weights at {width}" for width, share in value.items())
         case dict():
-            return ", ".join(f"{key.replace('_', ' ')} {item}" for key, item in value.items())
+            return ", ".join(
+                _as_text(key, item) if isinstance(item, dict) else f"{key.replace('_', ' ')} {item}"
+                for key, item in value.items()
+            )
         case list():
             return ", ".join(map(str, value))
         case int() if name.endswith("parameter_count"):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _Result = TypeVar("_Result")
 
 _VERBS = {"download": "downloading", "verify": "verifying", "convert": "converting", "load": "loading"}
+_KEPT = {"download": "downloaded", "convert": "converted"}
 _BYTE_TASKS = {"download", "verify", "convert"}
 
 
@@ -34,7 +35,8 @@ class ProgressDisplay:
         self._bars: RichProgress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._announced: set[str] = set()
-        self._downloading = False
+        # What an interruption does not lose.
+        self._kept: str | None = None
 
     def __enter__(self) -> Self:
         log.quieten_libraries()
@@ -56,10 +58,11 @@ class ProgressDisplay:
             except BaseException as error:
                 # A half-drawn bar would stand in the middle of what is said next.
                 self.__exit__(None, None, None)
-                if isinstance(error, KeyboardInterrupt) and self._downloading and not self._quiet:
-                    console.note("\nstopped; what has been downloaded is kept, and the same command goes on with it")
+                if isinstance(error, KeyboardInterrupt) and self._kept is not None and not self._quiet:
+                    console.note(f"\nstopped; what has been {self._kept} is kept, and the same command goes on with it")
                 raise
-            self._downloading = isinstance(event, Progress) and event.task in {"download", "verify"}
+            if isinstance(event, Progress) and event.task != "verify":
+                self._kept = _KEPT.get(event.task)
             self._show(event)
 
     def wait(self, name: str) -> None:
@@ -87,7 +90,10 @@ class ProgressDisplay:
             self._bars.start()
         if event.task not in self._tasks:
             self._tasks[event.task] = self._bars.add_task(
-                f"{_VERBS[event.task]} {event.title}", total=event.total, in_bytes=event.task in _BYTE_TASKS
+                f"{_VERBS[event.task]} {event.title}",
+                total=event.total,
+                completed=event.done,  # what an earlier run did is no part of this one's rate
+                in_bytes=event.task in _BYTE_TASKS,
             )
         self._bars.update(self._tasks[event.task], completed=event.done, total=event.total)
 

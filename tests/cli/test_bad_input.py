@@ -36,7 +36,7 @@ def _assert_refused(done: "subprocess.CompletedProcess[str]", code: int, *words:
         (("run", "demo", "hi", "--context", "99999999"), 4, ("8192",)),
         (("show", "nosuch"), 3, ("nosuch",)),
         (("rm", "70b"), 3, ("not on this disk",)),
-        (("convert", "nowhere", "-o", "out"), 7, ("nowhere",)),
+        (("convert", "nowhere", "-o", "out"), 3, ("nowhere",)),
     ],
 )
 def test_a_wish_that_cannot_be_met(

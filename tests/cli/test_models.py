@@ -46,13 +46,13 @@ def test_an_alias_takes_the_ready_repository(hub: StandIn, r1mac: R1mac, tmp_pat
 
 
 def test_an_alias_without_a_ready_repository_is_converted(hub: StandIn, r1mac: R1mac, tmp_path: Path) -> None:
-    """Where no ready repository has the width, the original weights are fetched and converted."""
+    """Where no ready repository has the width, the original weights are fetched, converted, and not kept."""
     write_checkpoint(tmp_path / "hub" / "deepseek-ai" / "DeepSeek-R1-Distill-Qwen-7B", CONFIGS["qwen2"])
 
     done = r1mac("pull", "7b", "--bits", "2")
 
     assert done.returncode == 0, done.stderr
-    assert _names(r1mac) == ["deepseek-ai--DeepSeek-R1-Distill-Qwen-7B", "r1-distill-7b-2bit"]
+    assert _names(r1mac) == ["r1-distill-7b-2bit"]
     shown = json.loads(r1mac("show", "7b", "--bits", "2", "--json").stdout)
     assert shown["quantization"] == {"bits": 2, "group_size": 64, "mode": "affine"}
 

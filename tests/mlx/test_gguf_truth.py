@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
 from gguf import GGUFReader, GGUFWriter, quants
+from gguf.constants import GGML_QUANT_SIZES
 
 from r1mac import mlx_lm_api
 from r1mac.catalog.models import PackagedFile
@@ -18,6 +19,7 @@ from r1mac.convert.pipeline import convert
 from r1mac.convert.recipe import plain
 from r1mac.convert.sources import open_source
 from r1mac.errors import BadCheckpoint
+from r1mac.formats.gguf import read_gguf
 from r1mac.prepare.files import packaged_file
 from tests.checkpoints import hub_weights
 from tests.ggufs import GGUF_LLAMA, GGUF_QWEN2, write_gguf
@@ -86,6 +88,32 @@ def test_logits_equal_transformers(arch: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = theirs(torch.tensor([token_ids])).logits[0].numpy()
     assert np.abs(found - expected).max() < 1e-3
+
+
+FORMATS = [kind for kind in Kind if kind in quants._type_traits or kind in {Kind.F32, Kind.F16}]
+
+
+@pytest.mark.parametrize("kind", FORMATS, ids=lambda kind: kind.name)
+def test_every_format_that_the_library_reads_is_read_by_rows(kind: Kind, tmp_path: Path) -> None:
+    """For each of ggml's formats any range of rows is what the library makes of the whole matrix."""
+    block_values, block_bytes = GGML_QUANT_SIZES[kind]
+    shape = (6, 256 // block_values * block_bytes)
+    data = np.random.default_rng(3).integers(0, 256, shape, dtype=np.uint8)
+    writer = GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+    writer.add_tensor("token_embd.weight", data, raw_shape=shape, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    tensor = read_gguf(tmp_path / "m.gguf").tensors["token_embd.weight"]
+
+    with np.errstate(all="ignore"):
+        reader = GGUFReader(str(tmp_path / "m.gguf"))
+        expected = quants.dequantize(reader.tensors[0].data, kind)
+    assert tensor.shape == expected.shape == (6, 256)
+    # Random bytes are no numbers here and there; those have to be none too.
+    assert np.array_equal(tensor.rows(2, 5), expected[2:5], equal_nan=True)
 
 
 @pytest.mark.demo

@@ -1,5 +1,7 @@
 """Names: which tensors of a source make one of the MLX model."""
 
+import re
+
 import pytest
 
 from r1mac.catalog.arch import parse_arch
@@ -111,7 +113,7 @@ def test_gguf_names_have_their_hugging_face_name(gguf_name, name):
     assert from_gguf(gguf_name) == name
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_gguf_names_are_llama_cpps_own(kind):
     """The names are those of the table that llama.cpp's converter writes with."""
     from gguf import MODEL_ARCH, get_tensor_name_map
@@ -119,7 +121,24 @@ def test_gguf_names_are_llama_cpps_own(kind):
     names = get_tensor_name_map(MODEL_ARCH[kind.upper()], 2)
     hub_names = [tensor.name for tensor in parse_arch(CONFIGS[kind]).tensors]
 
-    assert {from_gguf(names.get_name(name, (".weight", ".bias"))) for name in hub_names} == set(hub_names)
+    assert {from_gguf(names.get_name(name, (".weight", ".bias")), kind) for name in hub_names} == set(hub_names)
+
+
+def test_gguf_names_of_deepseek_are_llama_cpps_own():
+    """So are DeepSeek's, whose experts llama.cpp names as one tensor and MLA's matrix whole or in halves."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    names = get_tensor_name_map(MODEL_ARCH.DEEPSEEK2, 3)
+    for name in hub_weights(CONFIGS["deepseek_v3"]):
+        whole = re.sub(r"experts\.\d+", "experts", name)
+        gguf_name = names.get_name(
+            whole.replace("e_score_correction_bias", "e_score_correction.bias"), (".weight", ".bias")
+        )
+        assert gguf_name is not None, name
+        assert from_gguf(gguf_name, "deepseek2") == whole.replace(".mlp.experts.", ".mlp.switch_mlp."), name
+    for half, mlx_name in (("k", "embed_q"), ("v", "unembed_out")):
+        gguf_name = names.get_name(f"model.layers.0.self_attn.{half}_b_proj.weight", (".weight", ".bias"))
+        assert from_gguf(gguf_name, "deepseek2") == f"model.layers.0.self_attn.{mlx_name}.weight"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The writer: files laid out first, filled in any order, and never wrong in silence."""
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from r1mac.convert import writer as writer_module
 from r1mac.convert.writer import MAX_SHARD_BYTES, ShardWriter, split_into_shards
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.folder import INDEX_NAME, read_tensors, weight_files
@@ -52,22 +52,6 @@ def assert_written(folder: Path) -> None:
         assert found[name].dtype == expected.dtype, name
         assert found[name].shape == expected.shape, name
         assert mx.array_equal(found[name], expected).item(), name
-
-
-def _flush(writer: ShardWriter) -> None:
-    for file in writer._files:
-        file.flush()
-
-
-@pytest.fixture
-def max_shard(monkeypatch: pytest.MonkeyPatch):
-    """Let a shard hold this many bytes, instead of 5 GiB, where the writer cuts."""
-
-    def limit(count_bytes: int) -> None:
-        cut = lambda tensors: split_into_shards(tensors, count_bytes)  # noqa: E731
-        monkeypatch.setattr(writer_module, "split_into_shards", cut)
-
-    return limit
 
 
 @pytest.mark.parametrize(
@@ -124,11 +108,9 @@ def test_one_shard_is_called_model(tmp_path):
 
 
 @pytest.mark.parametrize(("limit", "count"), [(1, 6), (64, 4), (80, 3), (150, 2)])
-def test_several_shards_have_numbers_and_an_index(limit, count, tmp_path, max_shard):
+def test_several_shards_have_numbers_and_an_index(limit, count, tmp_path):
     """Shards are numbered from 1 of their count, and the index leads from each tensor to its file."""
-    max_shard(limit)
-
-    with ShardWriter(tmp_path, LAYOUTS) as writer:
+    with ShardWriter(tmp_path, LAYOUTS, max_shard_bytes=limit) as writer:
         for name, values in VALUES.items():
             writer.append(name, values)
         writer.finish(parameter_count=7)
@@ -147,13 +129,12 @@ ROWS = [(layout.name, row) for layout in LAYOUTS for row in range(layout.shape[0
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25, deadline=None)
 @given(order=st.permutations(ROWS))
-def test_pieces_may_come_in_any_order_of_tensors(order, tmp_path_factory, max_shard):
+def test_pieces_may_come_in_any_order_of_tensors(order, tmp_path_factory):
     """However the pieces of different tensors are mixed, each tensor's own pieces in order make the same files."""
     folder = tmp_path_factory.mktemp("model")
-    max_shard(80)
     given_rows = dict.fromkeys(VALUES, 0)
 
-    with ShardWriter(folder, LAYOUTS) as writer:
+    with ShardWriter(folder, LAYOUTS, max_shard_bytes=80) as writer:
         for name, _ in order:
             row = given_rows[name]
             writer.append(name, VALUES[name][row : row + 1])
@@ -244,30 +225,29 @@ def test_an_unknown_tensor_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [1, 1000])
-def test_two_tensors_of_one_name_are_refused(limit, tmp_path, max_shard):
+def test_two_tensors_of_one_name_are_refused(limit, tmp_path):
     """One name cannot be two tensors, in one shard or in two."""
-    max_shard(limit)
-
     with pytest.raises(ValueError, match="router is laid out twice"):
-        ShardWriter(tmp_path, [*LAYOUTS, TensorLayout("router", "F32", (6,))])
+        ShardWriter(tmp_path, [*LAYOUTS, TensorLayout("router", "F32", (6,))], max_shard_bytes=limit)
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_is_full_from_the_beginning_leaves_no_file_open(tmp_path, max_shard):
-    """Where the second file cannot get its length, the system's error is told and the first file is closed."""
+def test_a_disk_that_is_full_leaves_no_file_open(tmp_path):
+    """Where a file cannot get its length, the system's error is told, and leaving the block closes every file."""
     resource = pytest.importorskip("resource")
     import signal
 
-    max_shard(1000)
     layouts = [TensorLayout("small", "F32", (8,)), TensorLayout("large", "F32", (10_000,))]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     opened = set(Path("/dev/fd").iterdir())
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
-            ShardWriter(tmp_path, layouts)
+        with ShardWriter(tmp_path, layouts, max_shard_bytes=1000) as writer:
+            writer.append("small", mx.zeros((8,)))
+            with pytest.raises(OSError, match=os.strerror(errno.EFBIG)) as caught:
+                writer.append("large", mx.zeros((10_000,)))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
@@ -281,21 +261,48 @@ def test_a_file_that_became_shorter_is_noticed(tmp_path):
     with ShardWriter(tmp_path, LAYOUTS) as writer:
         for name, values in VALUES.items():
             writer.append(name, values)
-        _flush(writer)
-        path = tmp_path / "model.safetensors"
+        path = tmp_path / "model.safetensors.partial"
         os.truncate(path, path.stat().st_size - 1)
         with pytest.raises(BadCheckpoint, match="truncated"):
             writer.finish(parameter_count=0)
 
 
-def test_files_have_their_full_length_from_the_beginning(tmp_path):
-    """Before any tensor comes, every file is as long as it will be."""
+def test_files_have_their_full_length_from_the_first_value_on(tmp_path):
+    """From the first value on a file is as long as it will be, under a name that says that it is not whole."""
     with ShardWriter(tmp_path, LAYOUTS) as writer:
-        _flush(writer)
-        before = (tmp_path / "model.safetensors").stat().st_size
-        for name, values in VALUES.items():
+        (first, values), *rest = VALUES.items()
+        writer.append(first, values)
+        assert not (tmp_path / "model.safetensors").exists()
+        before = (tmp_path / "model.safetensors.partial").stat().st_size
+        for name, values in rest:
             writer.append(name, values)
         writer.finish(parameter_count=0)
 
     assert (tmp_path / "model.safetensors").stat().st_size == before
     assert writer.total_bytes == 184
+
+
+@pytest.mark.parametrize("limit", [1, 80, 1000])
+def test_checksums_are_those_of_the_files(limit, tmp_path):
+    """Size and sha256 that are given for each file are what its bytes have, in whatever order they were written."""
+    with ShardWriter(tmp_path, LAYOUTS, max_shard_bytes=limit) as writer:
+        for name, values in reversed(VALUES.items()):
+            writer.append(name, values)
+        digests = writer.finish(parameter_count=0)
+
+    files = {path.name: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+    assert {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()} == digests
+
+
+def test_a_file_that_is_whole_is_named_as_soon_as_it_is(tmp_path):
+    """A commit gives the files that are full their names, and leaves the others for later."""
+    with ShardWriter(tmp_path, LAYOUTS, max_shard_bytes=80) as writer:
+        writer.append("embed", VALUES["embed"])
+        writer.append("stack", VALUES["stack"][:1])
+        done = writer.commit()
+
+    assert list(done) == ["model-00001-of-00003.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "model-00001-of-00003.safetensors",
+        "model-00003-of-00003.safetensors.partial",
+    ]

@@ -11,7 +11,7 @@ from r1mac.plan.memory import Quantization, kv_cache_bytes, prefill_scratch_byte
 from r1mac.prepare.measured import Measured, learn, load_measured, save_measured
 from r1mac.prepare.planning import Judgement, judge_wish
 from r1mac.prepare.target import Target
-from r1mac.prepare.wish import Wish
+from r1mac.prepare.wish import Weights, Wish
 
 NOTHING = Measured()
 
@@ -21,7 +21,7 @@ def judged(name: str, hardware, measured: Measured = NOTHING) -> Judgement:
     assert spec is not None
     stored = weight_bytes(spec.arch, Quantization(bits=4))
     target = Target(title=spec.title, spec=spec, bits=4)
-    return judge_wish(Wish(target=target, arch=spec.arch, stored_bytes=stored), hardware, measured)
+    return judge_wish(Wish(target=target, arch=spec.arch, weights=Weights(stored)), hardware, measured)
 
 
 def run_of(judgement: Judgement, *, prompt_tokens=4096, generated_tokens=400, slower=1.0, scratch=1.0, cached=0):

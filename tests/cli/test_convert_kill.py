@@ -1,0 +1,118 @@
+"""Real conversions, killed with SIGKILL at random moments: each ends in the identical result, and repeats nothing."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import DEEPSEEK_V3, write_fp8_checkpoint
+from tests.cli.conftest import COMMAND
+
+# `R1MAC_KILLS=50 pytest tests/cli/test_convert_kill.py` is the long run (docs/lab.md).
+KILLS = int(os.environ.get("R1MAC_KILLS", "6"))
+OPTIONS = ("--max-shard", "1mb", "--memory", "113mib", "--no-smoke", "-q")
+
+
+@pytest.fixture(name="source", scope="module")
+def _source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a checkpoint that takes about a second in small blocks, and makes a dozen files."""
+    config = {**DEEPSEEK_V3, "num_hidden_layers": 8, "n_routed_experts": 32}
+    return write_fp8_checkpoint(tmp_path_factory.mktemp("kill") / "source", config)
+
+
+def _start(source: Path, output: Path, environment: dict[str, str], *bits: str) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [*COMMAND, "convert", str(source), "-o", str(output), *bits, *OPTIONS],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _finish(source: Path, output: Path, environment: dict[str, str], *bits: str) -> None:
+    process = _start(source, output, environment, *bits)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0, stderr.decode()
+
+
+def _bytes_of(folder: Path) -> dict[str, bytes]:
+    # r1mac.json says when it was made; README.md the name of the folder.
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in {"r1mac.json", "README.md"}}
+
+
+def _journalled(partial: Path) -> dict[str, tuple[int, int]]:
+    from r1mac.convert.journal import Journal
+    from r1mac.errors import BadCheckpoint
+
+    try:
+        shards = Journal.load(partial).shards
+    except BadCheckpoint:
+        return {}
+    return {name: ((partial / name).stat().st_ino, (partial / name).stat().st_mtime_ns) for name in shards}
+
+
+def test_killed_at_random_moments(source: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """However often it is killed, the same command ends in the same bytes, and whole files are never touched again."""
+    whole = tmp_path / "whole"
+    _finish(source, whole, environment)
+    expected = _bytes_of(whole)
+    dice = random.Random(4)
+    killed_inside = 0
+    for number in range(KILLS):
+        output, partial = tmp_path / f"out-{number}", tmp_path / f".out-{number}.partial"
+        process = _start(source, output, environment)
+        while not (partial / "r1mac-conversion.json").exists() and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(dice.random() * 1.0)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+        killed_inside += not output.exists()
+        before = _journalled(partial) if partial.exists() else {}
+
+        _finish(source, output, environment)
+
+        assert _bytes_of(output) == expected
+        assert not partial.exists()
+        after = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in output.glob("*.safetensors")}
+        assert before.items() <= after.items()
+    assert killed_inside > KILLS // 3, "the conversions were over before they were killed: nothing was tested"
+
+
+def test_several_widths_are_killed_and_go_on(source: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """Killed in the middle, a run of two widths goes on with both."""
+    _finish(source, tmp_path / "whole-{bits}", environment, "--bits", "2,3")
+    process = _start(source, tmp_path / "out", environment, "--bits", "2,3")
+    partial = tmp_path / ".out-3bit.partial"
+    while not _journalled(partial) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate(timeout=60)
+
+    _finish(source, tmp_path / "out", environment, "--bits", "2,3")
+
+    for bits in (2, 3):
+        assert _bytes_of(tmp_path / f"out-{bits}bit") == _bytes_of(tmp_path / f"whole-{bits}")
+
+
+def test_ctrl_c_says_how_to_go_on(source: Path, environment: dict[str, str], tmp_path: Path) -> None:
+    """An interruption ends with 130, keeps what is whole, and says that the same command goes on."""
+    command = [*COMMAND, "convert", str(source), "-o", str(tmp_path / "out"), *OPTIONS[:-1]]
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    partial = tmp_path / ".out.partial"
+    while not _journalled(partial) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "the same command goes on" in stderr.decode()
+    assert _journalled(partial)
+    done = subprocess.run(command, env=environment, capture_output=True, check=True, stdin=subprocess.DEVNULL)
+    assert "files are whole" in done.stderr.decode()
