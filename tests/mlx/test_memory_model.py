@@ -11,12 +11,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # One of each architecture, none of them a shape that the tables were counted on.
-SHAPES = ("llama 8 of 2", "qwen2 14 of 2", "qwen3 16 of 8", "mla wide", "experts 4 of 16", "experts 8 of 32")
+SHAPES = ("llama 16 of 4", "qwen2 14 of 2", "qwen3 32 of 4", "mla 16 heads", "experts 4 of 16", "experts alone")
 
 
 @pytest.fixture(scope="module")
 def points() -> list[dict[str, str]]:
-    """Return what scripts/measure-memory measures on its quick grid: steps of 128 and 512, 16, 8 and 4 bits."""
+    """Return what scripts/measure-memory measures on its quick grid: steps of 64 and 256, 16, 8 and 4 bits."""
     command = [
         sys.executable,
         str(ROOT / "scripts" / "measure-memory"),
