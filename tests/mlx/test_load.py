@@ -369,3 +369,20 @@ def test_yarn_reaches_the_loaded_model(folder: Path) -> None:
     assert engine.model.layers[0].self_attn.rope.mscale == pytest.approx(1.0)
     # Nothing about it is left to chance: without the change the same folder has the wrong factor.
     assert load_lazily(folder, {}).layers[0].self_attn.rope.mscale > 1.1
+
+
+def test_a_rotary_base_that_transformers_5_saved_is_found():
+    """Its config.json has the base below rope_parameters, where mlx-lm does not look; R1's is not the default."""
+    config = {"rope_parameters": {"rope_theta": 500_000.0, "rope_type": "default"}}
+
+    assert config_changes(config) == {"rope_theta": 500_000.0}
+
+
+def test_a_stretched_rotary_embedding_that_transformers_5_saved_is_found():
+    parameters = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0, "attention_factor": 1.0}
+
+    changes = config_changes({"rope_parameters": parameters})
+
+    assert changes["rope_theta"] == 1e4
+    assert changes["rope_scaling"]["factor"] == 4.0
+    assert changes["rope_scaling"]["mscale"] == 1.0
