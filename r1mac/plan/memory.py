@@ -118,10 +118,11 @@ def prefill_scratch_bytes(
     kv_bits: int = 16,
     quantized_weights: bool = False,
 ) -> int:
-    """Return the most that is held at once beside weights and cache, in values of *value_bytes*.
+    """Return the most that any prompt up to the context makes be held at once, beside weights and cache.
 
-    That is the last full step of a prompt that fills the context, or the copy that the cache makes when it grows.
-    Logits are no part of it: a prefill step evaluates the cache alone, and decoding makes them for one token.
+    That is a full step that ends with the context full, as a prompt after a cached one may have it, or the copy that
+    the cache makes when it grows. Logits are no part of it: a prefill step evaluates the cache alone, and decoding
+    makes them for one token.
 
     Args:
         arch: the model's shape.
@@ -132,16 +133,42 @@ def prefill_scratch_bytes(
         kv_bits: width of the cache's values.
         quantized_weights: whether products are with codes; this changes what MLA holds on a CPU.
     """
-    vectors = _cached_vectors(arch.attention)
-    whole_groups = all(kv_group_size(length, kv_bits) for _, length in vectors)
-    types = ValueTypes(value_bytes, kv_bits if whole_groups else WIDE_BITS, quantized_weights)
     step = step_bytes(
         arch,
-        types,
+        _value_types(arch, value_bytes, kv_bits, quantized_weights),
         step_tokens=min(step_tokens, context_tokens),
         context_tokens=context_tokens,
         on_gpu=fused_attention,
     )
+    vectors = _cached_vectors(arch.attention)
     copied = max(count * _cached_vector_bytes(length, value_bytes, kv_bits) for count, length in vectors)
-    growth = copied * max(context_tokens - CACHE_BLOCK_TOKENS, 0)
-    return max(step, growth)
+    return max(step, copied * max(context_tokens - CACHE_BLOCK_TOKENS, 0))
+
+
+def prompt_scratch_bytes(
+    arch: ArchSpec,
+    *,
+    step_tokens: int,
+    prompt_tokens: int,
+    fused_attention: bool,
+    value_bytes: int = 2,
+    kv_bits: int = 16,
+    quantized_weights: bool = False,
+) -> int:
+    """Return what reading one prompt from its beginning holds, to compare with what was measured.
+
+    Its last step is as long as what is left; the arguments are those of ``prefill_scratch_bytes``.
+    """
+    types = _value_types(arch, value_bytes, kv_bits, quantized_weights)
+    rest = prompt_tokens % step_tokens
+    steps = [(step_tokens, prompt_tokens - rest), (rest, prompt_tokens)]
+    return max(
+        step_bytes(arch, types, step_tokens=step, context_tokens=end, on_gpu=fused_attention)
+        for step, end in steps
+        if step and end
+    )
+
+
+def _value_types(arch: ArchSpec, value_bytes: int, kv_bits: int, quantized_weights: bool) -> ValueTypes:
+    whole_groups = all(kv_group_size(length, kv_bits) for _, length in _cached_vectors(arch.attention))
+    return ValueTypes(value_bytes, kv_bits if whole_groups else WIDE_BITS, quantized_weights)

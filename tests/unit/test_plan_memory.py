@@ -15,6 +15,7 @@ from r1mac.plan.memory import (
     kv_cache_bytes,
     kv_group_size,
     prefill_scratch_bytes,
+    prompt_scratch_bytes,
     tensor_bytes,
     weight_bytes,
 )
@@ -268,6 +269,23 @@ def test_a_step_is_not_longer_than_the_context():
     long = prefill_scratch_bytes(arch_of("70b"), step_tokens=2048, **sizes)
 
     assert long == prefill_scratch_bytes(arch_of("70b"), step_tokens=100, **sizes)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "steps"),
+    [(1024, [(512, 1024)]), (700, [(512, 512), (188, 700)]), (100, [(100, 100)]), (520, [(512, 512), (8, 520)])],
+)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_prompt_holds_what_its_largest_step_holds(prompt, steps, fused):
+    """Read from its beginning, a prompt ends with a shorter step; the plan allows for a full one there."""
+    arch = arch_of("671b")
+    types = {"fused_attention": fused, "kv_bits": 8}
+
+    found = prompt_scratch_bytes(arch, step_tokens=512, prompt_tokens=prompt, **types)
+
+    singly = [prefill_scratch_bytes(arch, step_tokens=step, context_tokens=end, **types) for step, end in steps]
+    assert found == max(singly)
+    assert found <= prefill_scratch_bytes(arch, step_tokens=512, context_tokens=prompt, **types)
 
 
 @given(
