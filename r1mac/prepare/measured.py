@@ -14,7 +14,7 @@ from r1mac import durable, paths
 from r1mac.catalog.arch import ArchSpec
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import MemoryPlan
-from r1mac.plan.memory import kv_cache_bytes, prefill_scratch_bytes
+from r1mac.plan.memory import kv_cache_bytes, prompt_scratch_bytes
 from r1mac.plan.speed import Calibration, Speed, calibrate
 from r1mac.units import GIB, MIB
 
@@ -121,10 +121,10 @@ def _scratch_factor(arch: ArchSpec, plan: MemoryPlan, stats: "GenerationStats") 
     """Return the measured prefill scratch as a multiple of the formula's, or None where it tells nothing."""
     if stats.cached_tokens:
         return None
-    planned = prefill_scratch_bytes(
+    planned = prompt_scratch_bytes(
         arch,
         step_tokens=plan.prefill_step_tokens,
-        context_tokens=stats.prompt_tokens,
+        prompt_tokens=stats.prompt_tokens,
         fused_attention=True,
         kv_bits=plan.kv_bits,
     )
