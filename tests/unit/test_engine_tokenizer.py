@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from r1mac.engine.prompt import PromptTemplate
@@ -136,12 +136,16 @@ def test_any_tokens_at_all_can_be_streamed(ids: list[int], byte_level: Tokenizer
 
 @given(ids=st.lists(st.sampled_from([0, 11, 129, 196, 241, *range(257, 290)]), max_size=16))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@example(ids=[196, 129, 129])
 def test_bytes_that_make_no_character_do_not_stop_a_stream(ids: list[int], sentence_piece: Tokenizer) -> None:
-    """With byte fallback a wrong byte changes the text of those before it; the stream goes on and keeps every letter."""
-    streamed, whole = _streamed(sentence_piece, ids), sentence_piece.decode(ids)
+    """With byte fallback a wrong byte takes back the text of those before it; the stream goes on and loses no letter.
 
-    assert [char for char in streamed if char.isalpha()] == [char for char in whole if char.isalpha()]
-    assert len(streamed.replace(" ", "")) == len(whole.replace(" ", ""))
+    It may have shown a character by then that the whole text does not have.
+    """
+    streamed, whole = _streamed(sentence_piece, ids), sentence_piece.decode(ids)
+    letters = iter(streamed)
+
+    assert all(char in letters for char in whole if char.isalpha())
 
 
 def test_a_character_is_never_broken(byte_level: Tokenizer) -> None:
