@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from r1mac.catalog.arch import ArchSpec
-from r1mac.plan.layer_buffers import Size, ValueTypes, layer_buffers, layer_dispatches
+from r1mac.plan.layer_buffers import Size, ValueTypes, layer_buffers, layer_span
 
 # On a CPU stream MLX lets 11 tasks of 10 dispatches wait, the last of them partly filled.
 _DISPATCHES_AHEAD = 105
@@ -50,18 +50,18 @@ def _cpu_bytes(arch: ArchSpec, types: ValueTypes, step_tokens: int, context_toke
 
 @lru_cache(maxsize=64)
 def _cpu_changes(arch: ArchSpec, types: ValueTypes) -> list[list[Size]]:
-    """Return what comes, and negated what goes, while two layers run, in order, for each kind of neighbours."""
+    """Return what comes, and negated what goes, while a layer runs, in order, for each kind of neighbours."""
     ahead = _DISPATCHES_AHEAD + _DISPATCHES_SAVED_BY_CODES * types.quantized_weights
     kinds = _layer_kinds(arch)
     found = []
-    for has_experts, next_has_experts in sorted(set(pairwise([*kinds, kinds[-1]]))):
-        later = layer_dispatches(arch, types, has_experts=has_experts)
+    for has_experts, next_has_experts in sorted(set(pairwise(kinds)) or {(kinds[0], kinds[0])}):
+        lead, end = layer_span(arch, types, has_experts=has_experts)
         buffers = [(buffer, 0) for buffer in layer_buffers(arch, types, has_experts=has_experts)]
-        buffers += [(buffer, later) for buffer in layer_buffers(arch, types, has_experts=next_has_experts)]
+        buffers += [(buffer, end + lead) for buffer in layer_buffers(arch, types, has_experts=next_has_experts)]
         # What is born counts from the moment at which it is queued; at equal places it comes before what dies.
         changes = [(buffer.born + place - ahead, 0, buffer.size) for buffer, place in buffers]
         changes += [(buffer.dies + place, 1, Size(*(-part for part in buffer.size))) for buffer, place in buffers]
-        found.append([size for _, _, size in sorted(changes)])
+        found.append([size for place, _, size in sorted(changes) if place <= end])
     return found
 
 
@@ -91,14 +91,15 @@ def _gpu_sizes(arch: ArchSpec, types: ValueTypes) -> list[tuple[bool, Size, int]
     # The first layer is dense where any layer is.
     weights = sum(tensor.size for _, tensor in arch.counted_tensors if tensor.name.startswith("model.layers.0."))
     found = []
-    for has_experts in sorted(set(_layer_kinds(arch))):
+    kinds = _layer_kinds(arch)
+    for has_experts in sorted(set(kinds[:-1] or kinds)):
         sizes = [buffer.size for buffer in layer_buffers(arch, types, has_experts=has_experts) if buffer.on_gpu]
         found.append((has_experts, Size(*(sum(parts) for parts in zip(*sizes, strict=True))), weights))
     return found
 
 
 def _layer_kinds(arch: ArchSpec) -> list[bool]:
-    """Return for each layer whether it has experts."""
+    """Return for each layer whether it has experts. Of the last one a prefill step computes keys and values only."""
     experts = arch.experts
     if experts is None:
         return [False] * arch.layer_count

@@ -205,7 +205,7 @@ def layer_buffers(arch: ArchSpec, types: ValueTypes, *, has_experts: bool) -> li
     latent = isinstance(arch.attention, LatentAttention)
     before = (_LATENT_BEFORE if latent else _GROUPED_BEFORE)[types.kv_bits]
     output = _LATENT_OUTPUT if latent else _GROUPED_OUTPUT
-    lead, end = _lead_and_end(arch, types, has_experts=has_experts)
+    lead, end = layer_span(arch, types, has_experts=has_experts)
     sizes = _sizes(arch, types)
     rows = (
         (_Row("hidden", 1, -lead, end + 5, METAL), 0),
@@ -220,12 +220,7 @@ def layer_buffers(arch: ArchSpec, types: ValueTypes, *, has_experts: bool) -> li
     ]
 
 
-def layer_dispatches(arch: ArchSpec, types: ValueTypes, *, has_experts: bool) -> int:
-    """Return how many dispatches lie between the scores of one layer and those of the next."""
-    return sum(_lead_and_end(arch, types, has_experts=has_experts))
-
-
-def _lead_and_end(arch: ArchSpec, types: ValueTypes, *, has_experts: bool) -> tuple[int, int]:
+def layer_span(arch: ArchSpec, types: ValueTypes, *, has_experts: bool) -> tuple[int, int]:
     """Return the dispatches from a layer's input to its scores, and from there to its output."""
     end = _EXPERTS_END + _grouping(arch) if has_experts else _DENSE_END
     if isinstance(arch.attention, LatentAttention):

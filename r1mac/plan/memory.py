@@ -155,16 +155,18 @@ def prompt_scratch_bytes(
     kv_bits: int = 16,
     quantized_weights: bool = False,
 ) -> int:
-    """Return what reading one prompt from its beginning holds, to compare with what was measured.
+    """Return what reading one prompt from its beginning holds beside weights and cache, as it can be measured.
 
-    Its last step is as long as what is left; the arguments are those of ``prefill_scratch_bytes``.
+    Its last step is as long as what is left; in its first one the last layer's cache is made after the peak. The
+    arguments are those of ``prefill_scratch_bytes``.
     """
     types = _value_types(arch, value_bytes, kv_bits, quantized_weights)
+    layer_cache = kv_cache_bytes(arch, prompt_tokens, value_bytes=value_bytes, kv_bits=kv_bits) // arch.layer_count
     rest = prompt_tokens % step_tokens
-    steps = [(step_tokens, prompt_tokens - rest), (rest, prompt_tokens)]
     return max(
         step_bytes(arch, types, step_tokens=step, context_tokens=end, on_gpu=fused_attention)
-        for step, end in steps
+        - (layer_cache if step == end else 0)
+        for step, end in ((step_tokens, prompt_tokens - rest), (rest, prompt_tokens))
         if step and end
     )
 
