@@ -16,7 +16,7 @@ SUFFIX = ".toml"
 
 _FIELDS = {"model", "models", "summary", "nominal_bits", "automatic", "dtype", "quantize"}
 _WIDTH_FIELDS = {"bits", "group_size", "mode"}
-_OVERRIDE_TABLE = re.compile(r"^\s*\[\[\s*quantize\s*\.\s*override\s*\]\]")
+_OVERRIDE_TABLE = r"^\s*\[\[\s*quantize\s*\.\s*override\s*\]\]"
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -70,7 +70,7 @@ def parse_recipe(text: str, *, name: str, where: str) -> Recipe:
 def _overrides(tables: Any, default: Quantization, text: str, where: str) -> tuple[Override, ...]:
     if not isinstance(tables, list):
         raise BadRecipe(f"{where}: override is not a list of tables", hint="write [[quantize.override]]")
-    lines = [number for number, line in enumerate(text.splitlines(), start=1) if _OVERRIDE_TABLE.match(line)]
+    lines = [number for number, line in enumerate(text.splitlines(), start=1) if re.match(_OVERRIDE_TABLE, line)]
     found = []
     for index, table in enumerate(tables):
         place = f"line {lines[index]}" if len(lines) == len(tables) else f"override {index + 1}"

@@ -11,7 +11,7 @@ from r1mac.catalog.arch import ArchSpec, TensorShape
 from r1mac.plan.memory import Quantization, tensor_bytes
 
 WIDE_BITS = 16
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_LAYER = r"model\.layers\.(\d+)\."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Override:
     def applies_to(self, path: str) -> bool:
         """Tell whether it is for the matrix at *path*, such as ``model.layers.3.mlp.down_proj``."""
         if self.layers:
-            match = _LAYER.match(path)
+            match = re.match(_LAYER, path)
             if match is None or int(match[1]) not in self.layers:
                 return False
         exact, pattern = _matcher(self.tensors)
