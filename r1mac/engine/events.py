@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Channel = Literal["think", "answer"]
+FinishReason = Literal["stop", "length", "context", "cancelled", "memory"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,11 +16,68 @@ class PrefillProgress:
     cached_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token's text and the logarithm of its probability, before temperature and penalties."""
+
+    token_id: int
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenToken:
+    """One token of the reply with its probability, and the likeliest ones in its place. Only where it was asked for."""
+
+    channel: Channel
+    chosen: TokenLogprob
+    likeliest: tuple[TokenLogprob, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextDelta:
     """Text of the thought or of the answer, in order and without gaps."""
 
     channel: Channel
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How far a reply is, about once a second.
+
+    Attributes:
+        written_tokens: tokens of thought and answer so far.
+        think_tokens: those of the thought.
+        tokens_per_s: at which they came lately; None while that is not known.
+        left_tokens: how many more the thought, or the answer after it, may take.
+    """
+
+    written_tokens: int
+    think_tokens: int
+    tokens_per_s: float | None
+    left_tokens: int
+
+    @property
+    def left_seconds(self) -> float | None:
+        """The most that is left at this pace."""
+        return self.left_tokens / self.tokens_per_s if self.tokens_per_s else None
+
+
+NoticeKind = Literal["landing", "loop", "memory", "steering", "cache", "draft"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something that r1mac did with a running reply and that the person should know, as one sentence.
+
+    Attributes:
+        kind: ``landing`` the thought was closed, ``loop`` because it went in circles, ``memory`` the governor gave
+            memory back, ``steering`` a wish was carried out, ``cache`` a prompt cache was read or dropped, ``draft``
+            drafting began or ended.
+    """
+
+    kind: NoticeKind
     text: str
 
 
@@ -36,6 +94,7 @@ class GenerationStats:
     cached_tokens: int
     generated_tokens: int
     think_tokens: int
+    accepted_draft_tokens: int = 0
     prefill_seconds: float
     decode_seconds: float
     prefill_peak_bytes: int
@@ -57,15 +116,16 @@ class Finished:
     """Generation has ended.
 
     Attributes:
-        reason: ``stop`` the model ended its answer, ``length`` max_tokens was reached, ``context`` the
-            planned context is full, ``cancelled`` somebody stopped it.
+        reason: ``stop`` the model ended its answer or came to a stop text, ``length`` max_tokens was reached,
+            ``context`` the planned context is full, ``cancelled`` somebody stopped it, ``memory`` it was put down
+            because memory ran out, and can be resumed.
     """
 
-    reason: Literal["stop", "length", "context", "cancelled"]
+    reason: FinishReason
     stats: GenerationStats
 
 
-Event = PrefillProgress | TextDelta | Finished
+Event = PrefillProgress | TextDelta | ChosenToken | Pace | Notice | Finished
 
 
 def _rate(count: int, seconds: float) -> float | None:

@@ -45,7 +45,12 @@ class Tokenizer:
 
     def has_token(self, text: str) -> bool:
         """Whether *text* is one token of the vocabulary."""
-        return self._tokenizer.token_to_id(text) is not None
+        return self.token_id(text) is not None
+
+    def token_id(self, text: str) -> int | None:
+        """Return the token that *text* is, or None if it is not one."""
+        token_id = self._tokenizer.token_to_id(text)
+        return None if token_id is None else int(token_id)
 
     def special_token(self, name: str) -> str | None:
         """Return the text of a special token such as ``bos_token``, or None."""

@@ -1,24 +1,24 @@
-"""The tokens that a model has read, with their cache, and the loops that add to them."""
+"""The tokens that a model has read, with their cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 from mlx import nn
 
 from r1mac.engine.kv import make_kv_cache
-from r1mac.engine.sampling import Sampler
 from r1mac.plan.memory import WIDE_BITS
-
-# MLX keeps freed buffers; over a long thought the growing cache leaves many of odd sizes.
-_CLEAR_EVERY_TOKENS = 256
 
 
 class Transcript:
-    """What a model has read, token for token. Lives on the thread that loaded the model."""
+    """What a model has read, token for token. Lives on the thread that loaded the model.
+
+    Attributes:
+        prefill_step_tokens: tokens read at once; may change between two steps.
+    """
 
     def __init__(self, model: nn.Module, *, prefill_step_tokens: int, kv_bits: int = WIDE_BITS) -> None:
+        self.prefill_step_tokens = prefill_step_tokens
         self._model = model
-        self._prefill_step_tokens = prefill_step_tokens
         self._kv_bits = kv_bits
         self.forget()
 
@@ -28,58 +28,59 @@ class Transcript:
         # What the cache holds. Kept as plain numbers: lazy arrays belong to one thread.
         self._token_ids: list[int] = []
 
+    def __len__(self) -> int:
+        """Return how many tokens are known to be in the cache."""
+        return len(self._token_ids)
+
     @property
     def cache_bytes(self) -> int:
         """What the cache takes."""
         return sum(layer.nbytes for layer in self._cache)
 
-    def rewind_to(self, prompt_ids: list[int]) -> int:
-        """Cut back to what is shared with *prompt_ids*, and return how many tokens those are."""
-        # The last token is always read, since its logits are wanted.
-        shared = _shared_prefix(self._token_ids, prompt_ids[:-1])
-        for layer in self._cache:
-            layer.trim(len(self._token_ids) - shared)
-        del self._token_ids[shared:]
+    def rewind_to(self, token_ids: Sequence[int]) -> int:
+        """Cut back to what is shared with *token_ids*, and return how many tokens those are.
+
+        The last of *token_ids* is never among them: it must be read, since its logits are wanted.
+        """
+        shared = _shared_prefix(self._token_ids, token_ids[:-1])
+        self.keep(shared)
         return shared
 
-    def prefill(self, token_ids: list[int]) -> Iterator[int]:
+    def keep(self, count: int) -> None:
+        """Cut back to the first *count* tokens. What was fed and not committed is forgotten."""
+        for layer in self._cache:
+            layer.trim(layer.offset - count)
+        del self._token_ids[count:]
+
+    def prefill(self, token_ids: Sequence[int]) -> Iterator[int]:
         """Read tokens and yield how many are done, after each step."""
         for layer in self._cache:
             layer.reserve(len(self._token_ids) + len(token_ids))
-        for start in range(0, len(token_ids), self._prefill_step_tokens):
-            step = token_ids[start : start + self._prefill_step_tokens]
+        done = 0
+        while done < len(token_ids):
+            step = list(token_ids[done : done + self.prefill_step_tokens])
             # The cache is all that is evaluated: no logits, and nothing of the last layer but its keys and values.
             self._model(mx.array([step]), cache=self._cache)
             mx.eval([layer.state for layer in self._cache])
             self._token_ids.extend(step)
             mx.clear_cache()
-            yield start + len(step)
+            done += len(step)
+            yield done
 
-    def decode(self, last_id: int, sampler: Sampler, limit: int) -> Iterator[int]:
-        """Read *last_id* and yield at most *limit* tokens that follow.
+    def feed(self, tokens: mx.array) -> mx.array:
+        """Return the logits ``[n, vocabulary]`` after each of *tokens* ``[n]``, which follow what was fed before.
 
-        The next one is already being computed while the caller has this one.
+        Nothing is computed yet. The tokens count as read when they are committed; until then the cache is ahead.
         """
-        token = self._step(mx.array([last_id]), sampler)
-        self._token_ids.append(last_id)
-        for count in range(1, limit + 1):
-            following = self._step(token, sampler) if count < limit else None
-            token_id = int(token.item())  # type: ignore[arg-type]
-            if following is not None:
-                self._token_ids.append(token_id)
-                token = following
-            yield token_id
-            if count % _CLEAR_EVERY_TOKENS == 0:
-                mx.clear_cache()
+        logits: mx.array = self._model(tokens[None], cache=self._cache)[0]
+        return logits
 
-    def _step(self, token: mx.array, sampler: Sampler) -> mx.array:
-        logits = self._model(token[None], cache=self._cache)[:, -1, :]
-        following = sampler(logits)
-        mx.async_eval(following)  # type: ignore[no-untyped-call]
-        return following
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """Note the values of tokens that were fed."""
+        self._token_ids.extend(token_ids)
 
 
-def _shared_prefix(left: list[int], right: list[int]) -> int:
+def _shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """Return how many tokens two lists begin with in common."""
     count = 0
     for one, other in zip(left, right, strict=False):

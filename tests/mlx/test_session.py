@@ -11,22 +11,17 @@ import mlx.core as mx
 import pytest
 from mlx import nn
 
-from r1mac.convert.pipeline import convert
-from r1mac.convert.recipe import plain
-from r1mac.convert.sources import open_source
 from r1mac.engine.control import Control
-from r1mac.engine.events import Event, Finished, PrefillProgress, TextDelta
+from r1mac.engine.events import Event, PrefillProgress
 from r1mac.engine.generate import Session
-from r1mac.engine.load import Engine, load_engine
+from r1mac.engine.load import Engine
 from r1mac.engine.request import GenerateRequest, Message, Sampling
 from r1mac.engine.tokenizer import TextStream, Tokenizer
 from r1mac.errors import DoesNotFit
-from r1mac.plan.compute import Compute
-from tests.checkpoints import CONFIGS, write_checkpoint
+from tests.checkpoints import CONFIGS
+from tests.sessions import QUESTION, finished, request, text
 
-GREEDY = Sampling(temperature=0)
 CONTEXT_TOKENS = 400
-QUESTION = (Message("user", "What is 2+2? é🙂"),)
 OTHER_QUESTION = (Message("system", "Be brief."), Message("user", "Name a colour, any colour at all."))
 
 
@@ -37,7 +32,7 @@ class _Recorder:
         self._tokenizer = tokenizer
         self.end_ids = frozenset(end_ids)
         self.taken: list[int] = []
-        self.encode, self.decode = tokenizer.encode, tokenizer.decode
+        self.encode, self.decode, self.token_id = tokenizer.encode, tokenizer.decode, tokenizer.token_id
 
     def stream(self) -> Any:
         self.taken = taken = []
@@ -71,44 +66,6 @@ class _Talk:
         return self.recorder.encode(self.engine.template.render(messages, think=True).text)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
-    """Return a function that gives the converted checkpoint of an architecture at some bits."""
-    made: dict[tuple[str, int], Path] = {}
-
-    def folder(kind: str, bits: int) -> Path:
-        if (kind, bits) not in made:
-            source = write_checkpoint(tmp_path_factory.mktemp("source"), CONFIGS[kind])
-            made[kind, bits] = tmp_path_factory.mktemp(f"{kind}-{bits}")
-            for _ in convert(open_source(source), plain(bits=bits, group_size=64), made[kind, bits]):
-                pass
-        return made[kind, bits]
-
-    return folder
-
-
-@pytest.fixture(scope="module")
-def engines(folders: Callable[[str, int], Path]) -> Callable[..., Engine]:
-    """Return a function that gives the loaded model of an architecture at some bits, in float32."""
-    loaded: dict[tuple[str, int], Engine] = {}
-
-    def engine(kind: str = "llama", bits: int = 16) -> Engine:
-        if (kind, bits) not in loaded:
-            loaded[kind, bits] = _load(folders(kind, bits))
-        return loaded[kind, bits]
-
-    return engine
-
-
-def _load(folder: Path) -> Engine:
-    steps = load_engine(folder, compute=Compute.FLOAT32, context_tokens=CONTEXT_TOKENS, prefill_step_tokens=512)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
-
-
 def _talk(
     engine: Engine, *, step: int = 512, context_tokens: int = CONTEXT_TOKENS, end_ids: Iterable[int] = ()
 ) -> _Talk:
@@ -121,24 +78,6 @@ def _talk(
         prefill_step_tokens=step,
     )
     return _Talk(engine, session, recorder)
-
-
-def _request(messages: tuple[Message, ...] = QUESTION, **changes: Any) -> GenerateRequest:
-    return GenerateRequest(**{"messages": messages, "max_tokens": 20, "sampling": GREEDY, **changes})
-
-
-def _finished(events: list[Event]) -> Finished:
-    assert isinstance(events[-1], Finished)
-    assert not any(isinstance(event, Finished) for event in events[:-1])
-    return events[-1]
-
-
-def _text(events: Iterable[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, TextDelta))
-
-
-def _answer(events: Iterable[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, TextDelta) and event.channel == "answer")
 
 
 @pytest.mark.parametrize("bits", [16, 4])
@@ -157,7 +96,7 @@ def test_greedy_tokens_are_mlx_lms(
     prompt = mx.array(talk.prompt_ids(QUESTION))
     theirs = [int(token) for token, _ in generate_step(prompt, model, max_tokens=24)]
 
-    ours, _ = talk.ask(_request(max_tokens=24))
+    ours, _ = talk.ask(request(max_tokens=24))
 
     assert ours == theirs
     assert len(set(ours)) > 3  # not a model that says one thing for ever
@@ -167,29 +106,29 @@ def test_greedy_tokens_are_mlx_lms(
 def test_an_engine_gives_working_sessions(kind: str, engines: Callable[..., Engine]) -> None:
     """Engine.session() starts an empty conversation with the engine's own tokenizer and limits."""
     engine = engines(kind)
-    expected, _ = _talk(engine, end_ids=engine.tokenizer.end_ids).ask(_request())
+    expected, _ = _talk(engine, end_ids=engine.tokenizer.end_ids).ask(request())
 
-    events = list(engine.session().generate(_request()))
+    events = list(engine.session().generate(request()))
 
-    assert _text(events).startswith(engine.tokenizer.decode(expected).lstrip("\r\n")[:3])
-    assert _finished(events).stats.cached_tokens == 0
+    assert text(events).startswith(engine.tokenizer.decode(expected).lstrip("\r\n")[:3])
+    assert finished(events).stats.cached_tokens == 0
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_a_second_turn_is_as_in_a_fresh_session(kind: str, engines: Callable[..., Engine]) -> None:
     """What is left in the cache of one turn changes no token of the next, and only what is shared counts as cached."""
     talk = _talk(engines(kind))
-    first, events = talk.ask(_request())
-    turns = (*QUESTION, Message("assistant", _answer(events) or "so"), Message("user", "And 3+3?"))
-    expected, _ = _talk(engines(kind)).ask(_request(turns))
+    first, events = talk.ask(request())
+    turns = (*QUESTION, Message("assistant", text(events, "answer") or "so"), Message("user", "And 3+3?"))
+    expected, _ = _talk(engines(kind)).ask(request(turns))
 
-    second, events = talk.ask(_request(turns))
+    second, events = talk.ask(request(turns))
 
     # The last token of a turn that max_tokens ended was never read.
     held = talk.prompt_ids(QUESTION) + first[:-1]
     shared = _common(held, talk.prompt_ids(turns)[:-1])
     assert second == expected
-    assert _finished(events).stats.cached_tokens == shared
+    assert finished(events).stats.cached_tokens == shared
     # The assistant's mark is the last that both prompts have: «<think>\n» follows it only in the open turn.
     assert shared >= len(talk.prompt_ids(QUESTION)) - 2
 
@@ -205,14 +144,14 @@ def _common(left: list[int], right: list[int]) -> int:
 def test_a_repeated_question_reads_one_token(kind: str, engines: Callable[..., Engine]) -> None:
     """The same question again is all in the cache but for its last token, whose logits are wanted."""
     talk = _talk(engines(kind))
-    first, events = talk.ask(_request())
+    first, events = talk.ask(request())
     prompt_tokens = len(talk.prompt_ids(QUESTION))
 
-    second, again = talk.ask(_request())
+    second, again = talk.ask(request())
 
     assert second == first
-    assert _finished(events).stats.cached_tokens == 0
-    assert _finished(again).stats.cached_tokens == prompt_tokens - 1
+    assert finished(events).stats.cached_tokens == 0
+    assert finished(again).stats.cached_tokens == prompt_tokens - 1
     progress = [event for event in again if isinstance(event, PrefillProgress)]
     assert [(event.done_tokens, event.cached_tokens) for event in progress] == [(prompt_tokens, prompt_tokens - 1)]
 
@@ -221,11 +160,11 @@ def test_a_repeated_question_reads_one_token(kind: str, engines: Callable[..., E
 @pytest.mark.parametrize("step", [1, 7])
 def test_prefill_steps_change_no_token(kind: str, step: int, engines: Callable[..., Engine]) -> None:
     """A prompt read in steps of 1 or 7 tokens is continued as one that is read at once, and the steps are told."""
-    expected, _ = _talk(engines(kind)).ask(_request())
+    expected, _ = _talk(engines(kind)).ask(request())
     talk = _talk(engines(kind), step=step)
     total = len(talk.prompt_ids(QUESTION))
 
-    tokens, events = talk.ask(_request())
+    tokens, events = talk.ask(request())
 
     done = [event.done_tokens for event in events if isinstance(event, PrefillProgress)]
     assert tokens == expected
@@ -236,13 +175,13 @@ def test_prefill_steps_change_no_token(kind: str, step: int, engines: Callable[.
 @pytest.mark.parametrize("max_tokens", [1, 2, 5, 17])
 def test_max_tokens_is_exact(max_tokens: int, engines: Callable[..., Engine]) -> None:
     """As many tokens as were allowed are written, and no other than of a longer answer."""
-    longer, _ = _talk(engines()).ask(_request(max_tokens=30))
+    longer, _ = _talk(engines()).ask(request(max_tokens=30))
 
-    tokens, events = _talk(engines()).ask(_request(max_tokens=max_tokens))
+    tokens, events = _talk(engines()).ask(request(max_tokens=max_tokens))
 
     assert tokens == longer[:max_tokens]
-    assert _finished(events).reason == "length"
-    assert _finished(events).stats.generated_tokens == max_tokens
+    assert finished(events).reason == "length"
+    assert finished(events).stats.generated_tokens == max_tokens
 
 
 @pytest.mark.parametrize(
@@ -255,10 +194,10 @@ def test_the_planned_context_ends_an_answer(
     talk = _talk(engines())
     talk = _talk(engines(), context_tokens=len(talk.prompt_ids(QUESTION)) + 5)
 
-    tokens, events = talk.ask(_request(max_tokens=max_tokens))
+    tokens, events = talk.ask(request(max_tokens=max_tokens))
 
     assert len(tokens) == count
-    assert _finished(events).reason == reason
+    assert finished(events).reason == reason
 
 
 @pytest.mark.parametrize("room", [0, -1, -10])
@@ -268,27 +207,27 @@ def test_a_prompt_beyond_the_context_is_refused(room: int, engines: Callable[...
     talk = _talk(engines(), context_tokens=length + room)
 
     with pytest.raises(DoesNotFit, match=f"has {length} tokens and memory is planned for {length + room}") as caught:
-        talk.ask(_request())
+        talk.ask(request())
 
     short = (Message("user", "Hi"),)
     assert caught.value.hint
-    assert talk.ask(_request(short, max_tokens=1))[0] == _talk(engines()).ask(_request(short, max_tokens=1))[0]
+    assert talk.ask(request(short, max_tokens=1))[0] == _talk(engines()).ask(request(short, max_tokens=1))[0]
 
 
 @pytest.mark.parametrize("position", [0, 4, 19])
 def test_an_end_token_stops_and_is_not_shown(position: int, engines: Callable[..., Engine]) -> None:
     """The answer ends before the first end token, which is counted but not part of the text."""
-    longer, _ = _talk(engines()).ask(_request())
+    longer, _ = _talk(engines()).ask(request())
     end = longer[position]
     talk = _talk(engines(), end_ids=[end])
 
-    tokens, events = talk.ask(_request())
+    tokens, events = talk.ask(request())
 
     assert tokens == longer[: longer.index(end)]
-    assert _finished(events).reason == "stop"
-    assert _finished(events).stats.generated_tokens == longer.index(end) + 1
+    assert finished(events).reason == "stop"
+    assert finished(events).stats.generated_tokens == longer.index(end) + 1
     # What was read ahead of the end is in the cache, and does no harm.
-    assert talk.ask(_request(OTHER_QUESTION))[0] == _until(end, _talk(engines()).ask(_request(OTHER_QUESTION))[0])
+    assert talk.ask(request(OTHER_QUESTION))[0] == _until(end, _talk(engines()).ask(request(OTHER_QUESTION))[0])
 
 
 def _until(end: int, tokens: list[int]) -> list[int]:
@@ -300,16 +239,16 @@ def test_cancelling_in_prefill(kind: str, engines: Callable[..., Engine]) -> Non
     """A cancelled prefill ends after the step at work; what was read is used by the next request."""
     talk, control = _talk(engines(kind), step=7), Control()
     control.cancel()
-    expected, _ = _talk(engines(kind)).ask(_request())
+    expected, _ = _talk(engines(kind)).ask(request())
 
-    _, events = talk.ask(_request(), control)
+    _, events = talk.ask(request(), control)
 
     assert [event.done_tokens for event in events if isinstance(event, PrefillProgress)] == [7]
-    assert _finished(events).reason == "cancelled"
-    assert _finished(events).stats.generated_tokens == 0
-    tokens, events = talk.ask(_request())
+    assert finished(events).reason == "cancelled"
+    assert finished(events).stats.generated_tokens == 0
+    tokens, events = talk.ask(request())
     assert tokens == expected
-    assert _finished(events).stats.cached_tokens == 7
+    assert finished(events).stats.cached_tokens == 7
 
 
 @pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])
@@ -317,21 +256,21 @@ def test_cancelling_in_prefill(kind: str, engines: Callable[..., Engine]) -> Non
 def test_cancelling_in_decode(kind: str, after: int, engines: Callable[..., Engine]) -> None:
     """A cancelled answer ends with the token at work, and the session goes on with right tokens."""
     talk, control = _talk(engines(kind)), Control()
-    expected, _ = _talk(engines(kind)).ask(_request())
-    other, _ = _talk(engines(kind)).ask(_request(OTHER_QUESTION))
+    expected, _ = _talk(engines(kind)).ask(request())
+    other, _ = _talk(engines(kind)).ask(request(OTHER_QUESTION))
     events = []
 
-    for event in talk.session.generate(_request(), control):
+    for event in talk.session.generate(request(), control):
         events.append(event)
         if len(talk.recorder.taken) >= after:
             control.cancel()
 
-    written = _finished(events).stats.generated_tokens
-    assert _finished(events).reason == "cancelled"
+    written = finished(events).stats.generated_tokens
+    assert finished(events).reason == "cancelled"
     assert talk.recorder.taken == expected[:written]
     assert after <= written < len(expected)  # more than *after* where a token has no text, and so no event
-    assert talk.ask(_request())[0] == expected
-    assert talk.ask(_request(OTHER_QUESTION))[0] == other
+    assert talk.ask(request())[0] == expected
+    assert talk.ask(request(OTHER_QUESTION))[0] == other
 
 
 def test_cancelling_from_another_thread(engines: Callable[..., Engine]) -> None:
@@ -340,11 +279,11 @@ def test_cancelling_from_another_thread(engines: Callable[..., Engine]) -> None:
     thread = threading.Timer(0.1, control.cancel)
     thread.start()
 
-    _, events = talk.ask(_request(max_tokens=3500), control)
+    _, events = talk.ask(request(max_tokens=3500), control)
 
     thread.join()
-    assert _finished(events).reason == "cancelled"
-    assert _finished(events).stats.generated_tokens < 3500
+    assert finished(events).reason == "cancelled"
+    assert finished(events).stats.generated_tokens < 3500
 
 
 @pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])
@@ -353,9 +292,9 @@ def test_cancelling_from_another_thread(engines: Callable[..., Engine]) -> None:
 def test_closing_in_the_middle(kind: str, count: int, how: str, engines: Callable[..., Engine]) -> None:
     """A generation that is closed, interrupted or dropped after any event leaves a session that answers rightly."""
     talk = _talk(engines(kind), step=20)
-    expected, _ = _talk(engines(kind)).ask(_request())
+    expected, _ = _talk(engines(kind)).ask(request())
 
-    events = talk.session.generate(_request(OTHER_QUESTION))
+    events = talk.session.generate(request(OTHER_QUESTION))
     for _ in range(count):
         next(events)
     if how == "close":
@@ -365,7 +304,7 @@ def test_closing_in_the_middle(kind: str, count: int, how: str, engines: Callabl
             events.throw(KeyboardInterrupt)  # type: ignore[attr-defined]
     del events
 
-    assert talk.ask(_request())[0] == expected
+    assert talk.ask(request())[0] == expected
 
 
 class _Watched:
@@ -388,16 +327,16 @@ class _Watched:
 @pytest.mark.parametrize("fails_at", [1, 2, 3, 4, 8])
 def test_an_interruption_inside_a_step(fails_at: int, engines: Callable[..., Engine]) -> None:
     """Where a step broke off, cache and token list may disagree; the session does not build on them."""
-    expected, _ = _talk(engines()).ask(_request())
+    expected, _ = _talk(engines()).ask(request())
     model = _Watched(engines().model, fails_at=fails_at)
     talk = _talk(replace(engines(), model=model), step=20)  # type: ignore[arg-type]
 
     with pytest.raises(KeyboardInterrupt):
-        talk.ask(_request())
+        talk.ask(request())
 
-    tokens, events = talk.ask(_request())
+    tokens, events = talk.ask(request())
     assert tokens == expected
-    assert _finished(events).stats.cached_tokens == 0
+    assert finished(events).stats.cached_tokens == 0
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 9])
@@ -406,7 +345,7 @@ def test_no_token_is_computed_for_nothing(max_tokens: int, engines: Callable[...
     model = _Watched(engines().model)
     talk = _talk(replace(engines(), model=model))  # type: ignore[arg-type]
 
-    talk.ask(_request(max_tokens=max_tokens))
+    talk.ask(request(max_tokens=max_tokens))
 
     assert model.read_tokens == len(talk.prompt_ids(QUESTION)) + max_tokens - 1
 
@@ -418,9 +357,9 @@ def test_statistics_add_up(engines: Callable[..., Engine]) -> None:
     talk = _talk(engines())
     started = time.perf_counter()
 
-    tokens, events = talk.ask(_request(max_tokens=9))
+    tokens, events = talk.ask(request(max_tokens=9))
 
-    stats = _finished(events).stats
+    stats = finished(events).stats
     assert stats.prompt_tokens == len(talk.prompt_ids(QUESTION))
     assert stats.generated_tokens == len(tokens) == 9
     assert 0 <= stats.think_tokens <= 9
@@ -434,10 +373,10 @@ def test_statistics_add_up(engines: Callable[..., Engine]) -> None:
 
 def test_a_seed_repeats_an_answer(engines: Callable[..., Engine]) -> None:
     """A seeded answer is the same in a fresh session and in one that has answered other things before."""
-    seeded = _request(sampling=Sampling(temperature=1.0, top_p=0.95, seed=5))
+    seeded = request(sampling=Sampling(temperature=1.0, top_p=0.95, seed=5))
     expected, _ = _talk(engines()).ask(seeded)
     talk = _talk(engines())
-    talk.ask(_request(OTHER_QUESTION, sampling=Sampling(temperature=1.0)))
+    talk.ask(request(OTHER_QUESTION, sampling=Sampling(temperature=1.0)))
     mx.random.seed(99)
 
     repeated, _ = talk.ask(seeded)
@@ -449,7 +388,7 @@ def test_a_seed_repeats_an_answer(engines: Callable[..., Engine]) -> None:
 
 def test_two_sessions_of_one_model_do_not_mix(engines: Callable[..., Engine]) -> None:
     """Two conversations that are continued in turns have each the tokens that they would have alone."""
-    requests = [_request(), _request(OTHER_QUESTION)]
+    requests = [request(), request(OTHER_QUESTION)]
     expected = [_talk(engines()).ask(request)[0] for request in requests]
     talks = [_talk(engines()) for _ in requests]
 
@@ -478,15 +417,15 @@ class _Reciting(nn.Module):
 
 
 def _recite(engine: Engine, text: str, **changes: Any) -> list[Event]:
-    request = _request(**{"max_tokens": 100, **changes})
-    prompt = engine.template.render(request.messages, think=request.think)
+    asked = request(**{"max_tokens": 100, **changes})
+    prompt = engine.template.render(asked.messages, think=asked.think)
     model = _Reciting([*engine.tokenizer.encode(text), 1], prompt_tokens=len(engine.tokenizer.encode(prompt.text)))
     session = Session(model, engine.tokenizer, engine.template, context_tokens=400, prefill_step_tokens=16)
-    return list(session.generate(request))
+    return list(session.generate(asked))
 
 
 @pytest.mark.parametrize(
-    ("text", "thought", "answer", "think_tokens"),
+    ("said", "thought", "answer", "think_tokens"),
     [
         ("2+2\n</think>\n\nFour é🙂.", "2+2\n", "Four é🙂.", 5),  # 4 bytes and the tag
         ("</think>\n\nFour.", "", "Four.", 1),
@@ -495,41 +434,41 @@ def _recite(engine: Engine, text: str, **changes: Any) -> list[Event]:
     ],
 )
 def test_thought_and_answer_are_told_apart(
-    text: str, thought: str, answer: str, think_tokens: int, engines: Callable[..., Engine]
+    said: str, thought: str, answer: str, think_tokens: int, engines: Callable[..., Engine]
 ) -> None:
     """What a model says is split at its tag, and the thought's tokens are counted with the tag that ends it."""
-    events = _recite(engines(), text)
+    events = _recite(engines(), said)
 
-    assert _text(events) == thought + answer
-    assert _answer(events) == answer
-    assert _finished(events).reason == "stop"
-    assert _finished(events).stats.think_tokens == think_tokens
+    assert text(events) == thought + answer
+    assert text(events, "answer") == answer
+    assert finished(events).reason == "stop"
+    assert finished(events).stats.think_tokens == think_tokens
 
 
-def test_without_a_thought_tags_are_text(engines: Callable[..., Engine]) -> None:
+def test_without_a_thought_tags_aretext(engines: Callable[..., Engine]) -> None:
     """A request that wants no thought has the whole text as its answer."""
     events = _recite(engines(), "<think>Four.", think=False)
 
-    assert _answer(events) == "<think>Four."
-    assert _finished(events).stats.think_tokens == 0
+    assert text(events, "answer") == "<think>Four."
+    assert finished(events).stats.think_tokens == 0
 
 
 def test_a_character_cut_off_by_max_tokens(engines: Callable[..., Engine]) -> None:
     """Where max_tokens falls inside a character nothing before it is lost, and a replacement character marks it."""
     events = _recite(engines(), "</think>ab🙂", max_tokens=5)
 
-    assert _answer(events).rstrip("�") == "ab"
-    assert _answer(events) != "ab"
-    assert _finished(events).reason == "length"
+    assert text(events, "answer").rstrip("�") == "ab"
+    assert text(events, "answer") != "ab"
+    assert finished(events).reason == "length"
 
 
 def test_a_long_answer_clears_its_buffers(engines: Callable[..., Engine]) -> None:
     """An answer longer than the interval at which MLX's buffers are freed goes on unchanged."""
-    from r1mac.engine import transcript
+    from r1mac.engine import decode
 
-    count = transcript._CLEAR_EVERY_TOKENS + 20
+    count = decode._CLEAR_EVERY_TOKENS + 20
 
-    tokens, _ = _talk(engines()).ask(_request(max_tokens=count))
+    tokens, _ = _talk(engines()).ask(request(max_tokens=count))
 
     assert len(tokens) == count
-    assert tokens[:20] == _talk(engines()).ask(_request())[0]
+    assert tokens[:20] == _talk(engines()).ask(request())[0]
