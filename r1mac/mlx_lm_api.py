@@ -7,17 +7,23 @@ imported only where a model is built or loaded.
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from mlx import nn
+from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import create_attention_mask
+from mlx_lm.models.deepseek_v3 import DeepseekV3Attention, MoEGate
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.utils import _get_classes, load_model
 
 __all__ = [
+    "DeepseekV3Attention",
+    "MoEGate",
     "MultiLinear",
     "QuantizedMultiLinear",
     "QuantizedSwitchLinear",
     "SwitchLinear",
+    "batch_generator",
     "create_attention_mask",
     "load_lazily",
     "model_skeleton",
@@ -43,3 +49,17 @@ def load_lazily(folder: Path, config_changes: dict[str, Any]) -> nn.Module:
     """
     model, _ = load_model(folder, lazy=True, strict=True, model_config=config_changes)
     return model
+
+
+def batch_generator(model: nn.Module, *, most_rows: int) -> BatchGenerator:
+    """Return a generator of several replies at once, which leaves MLX's limits as they are."""
+    generator = BatchGenerator(
+        model,
+        completion_batch_size=most_rows,
+        prefill_batch_size=most_rows,
+        stream=mx.default_stream(mx.default_device()),
+    )
+    # It wires all that Metal recommends; r1mac has wired what its plan needs, and no more.
+    if generator._old_wired_limit is not None:
+        mx.set_wired_limit(generator._old_wired_limit)
+    return generator

@@ -29,12 +29,16 @@ class ScriptedModel(nn.Module):
         self._script, self._vocabulary = script, vocabulary
 
     def __call__(self, tokens: mx.array, cache: Any = None) -> mx.array:
-        rows = mx.broadcast_to(tokens[:, None, :, None].astype(mx.float32), (1, 1, tokens.shape[1], 64))
-        keys, _ = cache[0].update_and_fetch(rows, rows)
-        ids = [int(value) for value in keys[0, 0, :, 0].tolist()]  # type: ignore[union-attr]
-        begin = len(ids) - tokens.shape[1]
-        following = [self._script(ids[: begin + count + 1]) for count in range(tokens.shape[1])]
-        return 20 * mx.eye(self._vocabulary)[mx.array(following)][None]
+        rows, count = tokens.shape
+        values = mx.broadcast_to(tokens[:, None, :, None].astype(mx.float32), (rows, 1, count, 64))
+        keys, _ = cache[0].update_and_fetch(values, values)
+        padding = [int(value) for value in getattr(cache[0], "left_padding", mx.zeros(rows)).tolist()]  # type: ignore[arg-type, union-attr]
+        return mx.stack([self._row(keys[row, 0, padding[row] :, 0], count) for row in range(rows)])
+
+    def _row(self, read: mx.array, count: int) -> mx.array:
+        ids = [int(value) for value in read.tolist()]  # type: ignore[arg-type, union-attr]
+        following = [self._script(ids[: len(ids) - count + at + 1]) for at in range(count)]
+        return 20 * mx.eye(self._vocabulary)[mx.array(following)]
 
 
 def thinker(encode: Callable[[str], list[int]], thought: str, answer: str, *, end_id: int = 1) -> ScriptedModel:

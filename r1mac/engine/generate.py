@@ -8,13 +8,11 @@ from mlx import nn
 from r1mac.engine.control import Control
 from r1mac.engine.events import Event
 from r1mac.engine.prompt import PromptTemplate
-from r1mac.engine.reply import Reply
+from r1mac.engine.reply import begin_reply
 from r1mac.engine.request import GenerateRequest
-from r1mac.engine.think import ThinkSplitter
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.engine.transcript import Transcript
 from r1mac.engine.writing import Writing
-from r1mac.errors import DoesNotFit
 from r1mac.plan.memory import WIDE_BITS
 
 
@@ -45,19 +43,9 @@ class Session:
         Raises:
             DoesNotFit: the prompt alone fills the planned context.
         """
-        prompt = self._template.render(request.messages, think=request.think)
-        prompt_ids = self._tokenizer.encode(prompt.text)
-        if len(prompt_ids) >= self._context_tokens:
-            raise DoesNotFit(
-                f"the conversation has {len(prompt_ids)} tokens and memory is planned for {self._context_tokens}",
-                hint="shorten the prompt, or allow more with --context (in a chat, /reset begins anew)",
-            )
-        splitter = ThinkSplitter(in_thought=prompt.in_thought, can_open=self._template.thinks and request.think)
+        reply = begin_reply(request, self._template, self._tokenizer, context_tokens=self._context_tokens)
         mx.reset_peak_memory()
-        reply = Reply(request, prompt_ids, splitter=splitter, tokenizer=self._tokenizer)
-        writing = Writing(
-            reply, self._transcript, self._tokenizer, control or Control(), context_tokens=self._context_tokens
-        )
+        writing = Writing(reply, self._transcript, self._tokenizer, control or Control())
         try:
             yield from writing.events()
         except GeneratorExit:

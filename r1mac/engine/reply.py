@@ -5,13 +5,35 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
-from r1mac.engine.events import Channel, Event, Finished, FinishReason, GenerationStats, Pace
+from r1mac.engine.events import Channel, Event, Finished, FinishReason, GenerationStats, Pace, PrefillProgress
+from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.request import GenerateRequest
 from r1mac.engine.sampling import Sampler
 from r1mac.engine.think import ThinkSplitter
 from r1mac.engine.tokenizer import Tokenizer
+from r1mac.errors import DoesNotFit
 
 _PACE_SECONDS = 1.0
+
+
+def begin_reply(
+    request: GenerateRequest, template: PromptTemplate, tokenizer: Tokenizer, *, context_tokens: int
+) -> "Reply":
+    """Return the reply to *request*, of which nothing is written.
+
+    Raises:
+        DoesNotFit: the prompt alone fills the planned context.
+    """
+    prompt = template.render(request.messages, think=request.think)
+    prompt_ids = tokenizer.encode(prompt.text)
+    if len(prompt_ids) >= context_tokens:
+        raise DoesNotFit(
+            f"the conversation has {len(prompt_ids)} tokens and memory is planned for {context_tokens}",
+            hint="shorten the prompt, or allow more with --context (in a chat, /reset begins anew)",
+        )
+    splitter = ThinkSplitter(in_thought=prompt.in_thought, can_open=template.thinks and request.think)
+    room_tokens = context_tokens - len(prompt_ids)
+    return Reply(request, prompt_ids, splitter=splitter, tokenizer=tokenizer, room_tokens=room_tokens)
 
 
 class Reply:
@@ -24,6 +46,7 @@ class Reply:
         sampler: chooses its tokens.
         accepted_draft_tokens: how many of them were drafted.
         think_tokens: how many of them belong to the thought.
+        room_tokens: how many tokens the planned context has for it.
         ended: whether the model ended it; the end itself is no part of it.
     """
 
@@ -34,9 +57,11 @@ class Reply:
         *,
         splitter: ThinkSplitter,
         tokenizer: Tokenizer,
+        room_tokens: int,
     ) -> None:
         self.request = request
         self.prompt_ids = prompt_ids
+        self.room_tokens = room_tokens
         self.token_ids: list[int] = []
         self.sampler = Sampler(request.sampling)
         self.accepted_draft_tokens = 0
@@ -55,17 +80,26 @@ class Reply:
         """Where the token that comes next belongs."""
         return self._splitter.channel
 
-    def begin_prefill(self, cached_tokens: int) -> None:
-        """Note that the prompt is being read, but for *cached_tokens* of it."""
-        self._cached_tokens = cached_tokens
+    @property
+    def left_tokens(self) -> int:
+        """How many tokens may still be written."""
+        return min(self.request.max_tokens, self.room_tokens) - len(self.token_ids)
 
-    def begin_decode(self) -> int:
-        """Note that the first new token has come, and return how many of the prompt's were in the cache."""
-        self._earlier_tokens = len(self.token_ids)
+    @property
+    def full(self) -> FinishReason:
+        """Why nothing more may be written."""
+        return "length" if self.request.max_tokens <= self.room_tokens else "context"
+
+    def begin_prefill(self, cached_tokens: int) -> None:
+        """Note that prompt, and reply so far, are being read, but for *cached_tokens* of them."""
+        self._cached_tokens, self._earlier_tokens = cached_tokens, len(self.token_ids)
+
+    def begin_decode(self) -> PrefillProgress:
+        """Note that the first new token has come: the whole prompt is read."""
         self._decode_started = self._paced_at = time.perf_counter()
         self._paced_tokens = len(self.token_ids)
         self._prefill_peak_bytes = mx.get_peak_memory()
-        return self._cached_tokens
+        return self.progress(len(self.prompt_ids) + self._earlier_tokens)
 
     def leave_out(self, seconds: float) -> None:
         """Note that nothing was computed for so long."""
@@ -76,6 +110,14 @@ class Reply:
     def decoding(self) -> bool:
         """Whether the first new token has come."""
         return self._decode_started is not None
+
+    def progress(self, done_tokens: int) -> PrefillProgress:
+        """Return how much of the prompt is read; what the reply had already counts to it."""
+        return PrefillProgress(
+            done_tokens=done_tokens,
+            total_tokens=len(self.prompt_ids) + self._earlier_tokens,
+            cached_tokens=self._cached_tokens,
+        )
 
     def take(self, token_id: int) -> Iterator[Event]:
         """Add a token and yield the text that became certain."""
@@ -91,7 +133,7 @@ class Reply:
             yield from self._splitter.feed(text)
         yield from self._splitter.finish()
 
-    def pace(self, left_tokens: int) -> Iterator[Pace]:
+    def pace(self) -> Iterator[Pace]:
         """Yield how far it is, about once a second."""
         now = time.perf_counter()
         if now - self._paced_at < _PACE_SECONDS:
@@ -102,7 +144,7 @@ class Reply:
             written_tokens=len(self.token_ids),
             think_tokens=self.think_tokens,
             tokens_per_s=rate or None,
-            left_tokens=left_tokens,
+            left_tokens=self.left_tokens,
         )
 
     def finish(self, reason: FinishReason) -> Finished:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 
 from r1mac.engine.control import Control
 from r1mac.engine.decode import decode, decode_stepwise
-from r1mac.engine.events import Event, FinishReason, Notice, PrefillProgress
+from r1mac.engine.events import Event, FinishReason, Notice
 from r1mac.engine.guidance import Guide
 from r1mac.engine.reply import Reply
 from r1mac.engine.tokenizer import Tokenizer
@@ -22,14 +22,11 @@ class Writing:
     decoding ends, and begins again after the tokens that there are then.
     """
 
-    def __init__(
-        self, reply: Reply, transcript: Transcript, tokenizer: Tokenizer, control: Control, *, context_tokens: int
-    ) -> None:
+    def __init__(self, reply: Reply, transcript: Transcript, tokenizer: Tokenizer, control: Control) -> None:
         self._reply = reply
         self._transcript = transcript
         self._tokenizer = tokenizer
         self._control = control
-        self._room_tokens = context_tokens - len(reply.prompt_ids)
         self._guide = Guide(reply, tokenizer, control)
 
     def events(self) -> Iterator[Event]:
@@ -48,30 +45,26 @@ class Writing:
         token_ids = reply.prompt_ids + reply.token_ids
         cached_tokens = transcript.rewind_to(token_ids)
         if not reply.decoding:
-            reply.begin_prefill(min(cached_tokens, len(reply.prompt_ids)))
+            reply.begin_prefill(cached_tokens)
         for done_tokens in transcript.prefill(token_ids[cached_tokens:-1]):
             if not reply.decoding:
-                yield self._progress(cached_tokens + done_tokens, cached_tokens)
+                yield reply.progress(cached_tokens + done_tokens)
             if self._control.cancelled:
                 return "cancelled"
         return None
 
-    def _progress(self, done_tokens: int, cached_tokens: int) -> PrefillProgress:
-        total_tokens = len(self._reply.prompt_ids) + len(self._reply.token_ids)
-        return PrefillProgress(done_tokens=done_tokens, total_tokens=total_tokens, cached_tokens=cached_tokens)
-
     def _decode(self) -> Generator[Event, None, FinishReason | None]:
         """Write tokens until the reply ends, for a reason, or something was put into it, for None."""
         reply = self._reply
-        if self._left_tokens <= 0:
-            return self._full
+        if reply.left_tokens <= 0:
+            return reply.full
         last_id = (reply.prompt_ids + reply.token_ids)[-1]
         steps = decode_stepwise if reply.sampler.needs_history else decode
-        tokens = steps(self._transcript, last_id, reply.sampler, reply.token_ids, self._left_tokens)
+        tokens = steps(self._transcript, last_id, reply.sampler, reply.token_ids, reply.left_tokens)
         with contextlib.closing(tokens):
             for token_id in tokens:
                 if not reply.decoding:
-                    yield self._progress(len(reply.prompt_ids) + len(reply.token_ids), reply.begin_decode())
+                    yield reply.begin_decode()
                 if token_id in self._tokenizer.end_ids:
                     reply.ended = True
                     return "stop"
@@ -80,24 +73,14 @@ class Writing:
                     yield from reply.take(token_id)
                     if self._control.cancelled:
                         return "cancelled"
-                    yield from reply.pace(self._left_tokens)
+                    yield from reply.pace()
                     if self._control.paused:
                         yield from self._wait()
                     insertion = yield from self._guide.after_token()
                 if insertion is not None:
                     yield from self._insert(insertion)
                     return None
-        return self._full
-
-    @property
-    def _left_tokens(self) -> int:
-        """How many tokens may still be written."""
-        return min(self._reply.request.max_tokens, self._room_tokens) - len(self._reply.token_ids)
-
-    @property
-    def _full(self) -> FinishReason:
-        """Why nothing more may be written."""
-        return "length" if self._reply.request.max_tokens <= self._room_tokens else "context"
+        return reply.full
 
     def _wait(self) -> Iterator[Event]:
         """Wait until somebody resumes or cancels."""
