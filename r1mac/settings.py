@@ -18,6 +18,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "context_tokens": (256, 2**31),
     "prefill_step_tokens": (1, 2**16),
     "max_tokens": (1, 2**31),
+    "parallel": (1, 64),
     "temperature": (0, 2),
     "top_p": (0.001, 1),
 }
@@ -33,6 +34,7 @@ class Settings:
         context_tokens: longest conversation to plan memory for.
         prefill_step_tokens: most of a prompt to read at once.
         max_tokens: longest answer, thought included.
+        parallel: how many replies may be written at once.
         temperature: 0 is greedy.
         top_p: nucleus of the sampler.
         models_dir: the model store.
@@ -47,6 +49,7 @@ class Settings:
     context_tokens: int | None = None
     prefill_step_tokens: int | None = None
     max_tokens: int | None = None
+    parallel: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     models_dir: Path = field(default_factory=paths.models_dir)
@@ -109,6 +112,7 @@ _KINDS: dict[str, type] = {
     "context_tokens": int,
     "prefill_step_tokens": int,
     "max_tokens": int,
+    "parallel": int,
     "temperature": float,
     "top_p": float,
     "models_dir": Path,

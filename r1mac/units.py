@@ -4,6 +4,8 @@ Two families, never mixed: *memory* is counted in powers of two (GiB, as Apple
 counts RAM), *files and downloads* in powers of ten (GB, as disks and networks do).
 """
 
+import re
+
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
 
@@ -51,6 +53,26 @@ def format_about(seconds: float) -> str:
     if minutes < 100:  # noqa: PLR2004
         return f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60 // 5 * 5:02d} min"
+
+
+def parse_seconds(text: str) -> float:
+    """Return a duration in seconds, such as ``"90"``, ``"90s"``, ``"2m"``, ``"1h30m"`` or ``"3 min 20 s"``.
+
+    Raises:
+        ValueError: it is no duration above zero; the message is for a person.
+    """
+    words = text.strip().lower()
+    match = re.fullmatch(
+        r"(?:(?P<h>\d{1,6}(?:\.\d{1,6})?)\s*h(?:ours?|r)?)?\s*(?:(?P<m>\d{1,6}(?:\.\d{1,6})?)\s*m(?:in(?:utes?)?)?)?\s*"
+        r"(?:(?P<s>\d{1,9}(?:\.\d{1,6})?)\s*(?:s(?:ec(?:onds?)?)?)?)?",
+        words,
+    )
+    # «2m30» could mean two things.
+    clear = match is not None and not (match["s"] and (match["h"] or match["m"]) and words[-1].isdigit())
+    seconds = sum(scale * float(match[key] or 0) for key, scale in (("h", 3600), ("m", 60), ("s", 1))) if match else 0
+    if not clear or seconds <= 0:
+        raise ValueError(f"{text!r} is no duration; say seconds, or for example 90s, 2m or 1h30m")
+    return float(seconds)
 
 
 def _scaled(count_bytes: int, scale: tuple[tuple[int, str], ...]) -> str:

@@ -23,5 +23,11 @@ context = click.option(
     metavar="TOKENS",
     help="Longest conversation to plan memory for.  [default: 32768, or what fits]",
 )
+parallel = click.option(
+    "--parallel",
+    type=click.IntRange(1, 64),
+    metavar="N",
+    help="How many replies to write at once, each with the whole context.  [default: 1]",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Only the result: no thought, progress or statistics.")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @options.bits
 @options.kv_bits
 @options.context
+@options.parallel
 @click.option(
     "--think-tokens",
     "answer_tokens",
@@ -34,6 +35,7 @@ def command(
     bits: int | None,
     kv_bits: int | None,
     context_tokens: int | None,
+    parallel: int | None,
     answer_tokens: int | None,
     as_json: bool,
 ) -> int:
@@ -42,7 +44,7 @@ def command(
     Nothing is fetched or loaded for a model of the catalog. The exit code is 4 where it does not fit. Without
     MODEL the whole family is shown, at every width that fits.
     """
-    chosen = settings_module.load(bits=bits, kv_bits=kv_bits, context_tokens=context_tokens)
+    chosen = settings_module.load(bits=bits, kv_bits=kv_bits, context_tokens=context_tokens, parallel=parallel)
     if mac is None:
         hardware = detect.detect().profile()
     else:

@@ -51,6 +51,7 @@ def _memory(_context: click.Context, _parameter: click.Parameter, text: str | No
 @options.context
 @options.bits
 @options.kv_bits
+@options.parallel
 @click.option("--yes", is_flag=True, help="Answer the question that a small reserve raises.")
 @options.as_json
 def command(
@@ -63,6 +64,7 @@ def command(
     context_tokens: int | None,
     bits: int | None,
     kv_bits: int | None,
+    parallel: int | None,
     yes: bool,
     as_json: bool,
 ) -> int:
@@ -75,7 +77,7 @@ def command(
     applies = "--persist" if persist else "--apply" if do_apply else None
     if do_undo + status + (applies is not None) > 1:
         raise click.UsageError("--apply (or --persist), --undo and --status exclude each other.")
-    wishes = {"--context": context_tokens, "--bits": bits, "--kv-bits": kv_bits}
+    wishes = {"--context": context_tokens, "--bits": bits, "--kv-bits": kv_bits, "--parallel": parallel}
     said = [name for name, value in wishes.items() if value is not None]
     _refuse_what_has_no_effect(
         model, said, applies=applies, do_undo=do_undo, status=status, reserves=reserve_bytes is not None, yes=yes
@@ -89,7 +91,7 @@ def command(
     _require_possible(reserve_bytes, machine)
     if model is None:
         return _show_status(machine, reserve_bytes, advise=not status, as_json=as_json)
-    chosen = settings_module.load(bits=bits, kv_bits=kv_bits, context_tokens=context_tokens)
+    chosen = settings_module.load(bits=bits, kv_bits=kv_bits, context_tokens=context_tokens, parallel=parallel)
     judgement, tuning = _propose(model, chosen, machine, reserve_bytes)
     if applies is None:
         return _show(judgement, tuning, reserve_bytes, as_json=as_json)

@@ -98,11 +98,11 @@ class Batch:
         elif row.control.paused and row.uid is not None:
             self._leave(row)
             row.paused_at = time.perf_counter()
-            yield Notice(kind="steering", text="paused")
+            yield Notice(kind="pause", text="paused")
         elif not row.control.paused and row.uid is None:
             row.reply.leave_out(time.perf_counter() - row.paused_at)
             self._enter(row)
-            yield Notice(kind="steering", text="going on")
+            yield Notice(kind="pause", text="going on")
 
     def _take(self, row: "_Row", token_id: int) -> Iterator[Event]:
         """Add a token to a row, and do what follows from it."""
@@ -116,7 +116,8 @@ class Batch:
         insertion = row.guide.in_place_of(token_id)
         if insertion is None:
             yield from reply.take(token_id)
-            yield from reply.pace()
+            if reply.pace():
+                yield row.guide.pace()
             insertion = yield from row.guide.after_token()
         if insertion is not None:
             self._leave(row)

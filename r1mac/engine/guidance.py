@@ -3,13 +3,19 @@
 from collections.abc import Generator
 
 from r1mac.engine.control import Control, Wish
-from r1mac.engine.events import Event, Notice
+from r1mac.engine.events import Event, Notice, Pace
+from r1mac.engine.landing import (
+    Budget,
+    Landing,
+    closing_text,
+    continuing_text,
+    hint_text,
+    longest_closing_texts,
+    wished_landing,
+)
 from r1mac.engine.reply import Reply
 from r1mac.engine.think import THINK_END
 from r1mac.engine.tokenizer import Tokenizer
-
-_CLOSE = f"\n{THINK_END}\n\n"
-_GO_ON = "\n\nWait"
 
 
 class Guide:
@@ -21,18 +27,51 @@ class Guide:
         self._close_id = tokenizer.token_id(THINK_END)
         # How often the thought is to go on where it would close.
         self._more = 0
+        self._budget = Budget(
+            context_tokens=len(reply.prompt_ids) + reply.room_tokens,
+            prompt_tokens=len(reply.prompt_ids),
+            max_tokens=reply.request.max_tokens,
+            think_tokens=reply.request.think_tokens,
+            think_seconds=reply.request.think_seconds,
+            closing_tokens=max(len(tokenizer.encode(text)) for text in longest_closing_texts()),
+        )
+
+    def pace(self) -> Pace:
+        """Return how far the reply is, and how much of thought or answer may follow."""
+        reply = self._reply
+        left_tokens = reply.left_tokens
+        if reply.channel == "think":
+            left_tokens = self._budget.left_tokens(
+                reply.think_tokens, len(reply.token_ids), reply.decode_seconds, reply.tokens_per_s
+            )
+        return Pace(
+            written_tokens=len(reply.token_ids),
+            think_tokens=reply.think_tokens,
+            tokens_per_s=reply.tokens_per_s,
+            left_tokens=left_tokens,
+        )
 
     def in_place_of(self, token_id: int) -> str | None:
         """Return the text that is to come instead of a token that the model chose, or None."""
         if self._more and token_id == self._close_id and self._reply.channel == "think":
             self._more -= 1
-            return _GO_ON
+            return continuing_text(self._reply.tail)
         return None
 
     def after_token(self) -> Generator[Event, None, str | None]:
         """Return the text that is to follow the reply's last token, or None; yield what the person should know."""
-        wish = self._control.take()
-        return None if wish is None else (yield from self._carry_out(wish))
+        reply = self._reply
+        if (wish := self._control.take()) is not None:
+            return (yield from self._carry_out(wish))
+        if reply.channel != "think":
+            return None
+        due = self._budget.due(reply.think_tokens, len(reply.token_ids), reply.decode_seconds, reply.tokens_per_s)
+        return None if due is None else (yield from self.land(due))
+
+    def land(self, landing: Landing) -> Generator[Event, None, str]:
+        """Return the text that closes the thought, and tell why it does."""
+        yield Notice(kind="loop" if landing.cause == "loop" else "landing", text=landing.text)
+        return closing_text(landing.cause, self._reply.tail)
 
     def _carry_out(self, wish: Wish) -> Generator[Event, None, str | None]:
         if self._reply.channel != "think":
@@ -40,11 +79,10 @@ class Guide:
             return None
         match wish.kind:
             case "answer":
-                yield Notice(kind="steering", text="closing the thought; the answer follows")
-                return _CLOSE
+                return (yield from self.land(wished_landing(self._reply.think_tokens)))
             case "hint":
                 yield Notice(kind="steering", text="the hint is in the thought")
-                return f"\n\n{wish.text.strip()}\n\n"
+                return hint_text(wish.text, self._reply.tail)
             case "more":
                 self._more += self._close_id is not None
                 yield Notice(

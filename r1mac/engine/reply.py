@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import mlx.core as mx
 
-from r1mac.engine.events import Channel, Event, Finished, FinishReason, GenerationStats, Pace, PrefillProgress
+from r1mac.engine.events import Channel, Event, Finished, FinishReason, GenerationStats, PrefillProgress
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.request import GenerateRequest
 from r1mac.engine.sampling import Sampler
@@ -14,6 +14,7 @@ from r1mac.engine.tokenizer import Tokenizer
 from r1mac.errors import DoesNotFit
 
 _PACE_SECONDS = 1.0
+_TAIL_CHARACTERS = 400
 
 
 def begin_reply(
@@ -47,6 +48,7 @@ class Reply:
         accepted_draft_tokens: how many of them were drafted.
         think_tokens: how many of them belong to the thought.
         room_tokens: how many tokens the planned context has for it.
+        tokens_per_s: how fast it was of late; None while that is not known.
         ended: whether the model ended it; the end itself is no part of it.
     """
 
@@ -66,6 +68,7 @@ class Reply:
         self.sampler = Sampler(request.sampling)
         self.accepted_draft_tokens = 0
         self.think_tokens = 0
+        self.tokens_per_s: float | None = None
         self.ended = False
         self._splitter = splitter
         self._text = tokenizer.stream()
@@ -74,6 +77,7 @@ class Reply:
         self._decode_started: float | None = None
         self._paused_seconds = 0.0
         self._paced_at, self._paced_tokens = self._prefill_started, 0
+        self._tail = ""
 
     @property
     def channel(self) -> Channel:
@@ -107,6 +111,18 @@ class Reply:
         self._paced_at += seconds
 
     @property
+    def tail(self) -> str:
+        """The end of its text, some hundred characters, tags included."""
+        return self._tail
+
+    @property
+    def decode_seconds(self) -> float:
+        """How long it is being written, pauses not counted."""
+        if self._decode_started is None:
+            return 0.0
+        return time.perf_counter() - self._decode_started - self._paused_seconds
+
+    @property
     def decoding(self) -> bool:
         """Whether the first new token has come."""
         return self._decode_started is not None
@@ -125,6 +141,7 @@ class Reply:
         if self.channel == "think":
             self.think_tokens += 1
         if text := self._text.push(token_id):
+            self._tail = (self._tail + text)[-_TAIL_CHARACTERS:]
             yield from self._splitter.feed(text)
 
     def flush(self) -> Iterator[Event]:
@@ -133,19 +150,14 @@ class Reply:
             yield from self._splitter.feed(text)
         yield from self._splitter.finish()
 
-    def pace(self) -> Iterator[Pace]:
-        """Yield how far it is, about once a second."""
+    def pace(self) -> bool:
+        """Measure how fast it is, about once a second; return whether it was measured now."""
         now = time.perf_counter()
         if now - self._paced_at < _PACE_SECONDS:
-            return
-        rate = (len(self.token_ids) - self._paced_tokens) / (now - self._paced_at)
+            return False
+        self.tokens_per_s = (len(self.token_ids) - self._paced_tokens) / (now - self._paced_at) or None
         self._paced_at, self._paced_tokens = now, len(self.token_ids)
-        yield Pace(
-            written_tokens=len(self.token_ids),
-            think_tokens=self.think_tokens,
-            tokens_per_s=rate or None,
-            left_tokens=self.left_tokens,
-        )
+        return True
 
     def finish(self, reason: FinishReason) -> Finished:
         """Return the last event."""

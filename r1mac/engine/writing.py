@@ -73,7 +73,8 @@ class Writing:
                     yield from reply.take(token_id)
                     if self._control.cancelled:
                         return "cancelled"
-                    yield from reply.pace()
+                    if reply.pace():
+                        yield self._guide.pace()
                     if self._control.paused:
                         yield from self._wait()
                     insertion = yield from self._guide.after_token()
@@ -84,13 +85,13 @@ class Writing:
 
     def _wait(self) -> Iterator[Event]:
         """Wait until somebody resumes or cancels."""
-        yield Notice(kind="steering", text="paused")
+        yield Notice(kind="pause", text="paused")
         started = time.perf_counter()
         while not self._control.wait(_PAUSE_LOOK_SECONDS):
             pass
         self._reply.leave_out(time.perf_counter() - started)
         if not self._control.cancelled:
-            yield Notice(kind="steering", text="going on")
+            yield Notice(kind="pause", text="going on")
 
     def _insert(self, text: str) -> Iterator[Event]:
         """Put *text* into the reply, as if the model had written it."""

@@ -28,12 +28,13 @@ class MemoryPlan:
 
     Attributes:
         weight_bytes: the weights in the type that they are computed in.
-        kv_cache_bytes: the cache when the context is full.
+        kv_cache_bytes: the cache when the context is full; the caches of all replies and their copy, if several.
         kv_bits: width of the cache's values; 16 is the type that the model computes in.
         prefill_scratch_bytes: the most that reading the prompt holds beside both.
         reserve_bytes: what is left free of the limit.
         limit_bytes: the machine's wired limit as far as it can be used, or its memory where there is none.
         max_context_tokens: the longest context that would fit; 0 if the weights alone do not.
+        parallel: how many replies are written at once, each with a context of its own.
     """
 
     weight_bytes: int
@@ -47,6 +48,7 @@ class MemoryPlan:
     limit_bytes: int
     max_context_tokens: int
     compute: Compute
+    parallel: int = 1
 
     @property
     def total_bytes(self) -> int:
@@ -73,13 +75,14 @@ def fit(
     kv_bits: int = 16,
     most_step_tokens: int | None = None,
     scratch_factor: float = 1.0,
+    parallel: int = 1,
 ) -> MemoryPlan:
     """Plan the memory of a model whose weights take *stored_bytes* on disk.
 
     Without *context_tokens* the context is DEFAULT_CONTEXT_TOKENS, or as much as the model knows and the
     memory holds. The prefill step is the longest that fits, up to *most_step_tokens*. *scratch_factor* is what this
-    computer's first runs showed beside the formula's prefill scratch. The plan is returned also where it does not
-    fit.
+    computer's first runs showed beside the formula's prefill scratch. Of replies that are written at once, *parallel*
+    of them, each has the whole context. The plan is returned also where it does not fit.
     """
     compute = choose_compute(arch, hardware)
     limit = _usable_limit_bytes(hardware)
@@ -92,6 +95,7 @@ def fit(
         kv_bits=kv_bits,
         quantized_weights=compute is not Compute.DEQUANTIZED and 8 * stored_bytes < 12 * arch.parameter_count,
         scratch_factor=scratch_factor,
+        parallel=parallel,
     )
 
     def room(compute: Compute) -> int:
@@ -118,6 +122,7 @@ def fit(
         limit_bytes=limit,
         max_context_tokens=longest,
         compute=compute,
+        parallel=parallel,
     )
 
 
@@ -146,6 +151,7 @@ class _ContextNeeds:
         kv_bits: int,
         quantized_weights: bool,
         scratch_factor: float,
+        parallel: int,
     ) -> None:
         self._arch = arch
         self._fused = hardware.fused_attention
@@ -154,9 +160,12 @@ class _ContextNeeds:
         self._kv_bits = kv_bits
         self._quantized_weights = quantized_weights
         self._scratch_factor = scratch_factor
+        # Whenever a reply joins or leaves the others, mlx-lm copies the caches of all.
+        self._caches = 1 if parallel == 1 else 2 * parallel
 
     def cache_bytes(self, context_tokens: int) -> int:
-        return kv_cache_bytes(self._arch, context_tokens, value_bytes=self._value_bytes, kv_bits=self._kv_bits)
+        one = kv_cache_bytes(self._arch, context_tokens, value_bytes=self._value_bytes, kv_bits=self._kv_bits)
+        return self._caches * one
 
     def scratch_bytes(self, context_tokens: int, step_tokens: int) -> int:
         scratch = prefill_scratch_bytes(

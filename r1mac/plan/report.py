@@ -25,6 +25,7 @@ def as_rows(arch: ArchSpec, plan: MemoryPlan, hardware: HardwareProfile, *, bind
     verdict = "fits" if plan.fits else "does not fit"
     spare = abs(plan.budget_bytes - plan.total_bytes)
     cache = f"{format_memory(plan.kv_cache_bytes)} for {plan.context_tokens} tokens"
+    cache += f" of {plan.parallel} replies and a copy" if plan.parallel > 1 else ""
     width = "" if plan.kv_bits == 16 else f" at {plan.kv_bits} bits"  # noqa: PLR2004
     source = hardware.wired_limit_origin
     if plan.limit_bytes < hardware.wired_limit_bytes:

@@ -143,6 +143,7 @@ def choose(
     kv_bits: int | None = None,
     reserve_bytes: int | None = None,
     scratch_factor: float = 1.0,
+    parallel: int = 1,
 ) -> Tuning:
     """Return what a model whose weights take *stored_bytes* should get on a Mac.
 
@@ -157,6 +158,7 @@ def choose(
         kv_bits: the width of the cache's values that the user wants.
         reserve_bytes: what macOS is to keep, if not the policy's own; never less than 4 GiB.
         scratch_factor: what this Mac's first runs showed beside the formula's prefill scratch.
+        parallel: how many replies are to be written at once.
     """
     limits = limits_of(hardware, reserve_bytes=reserve_bytes)
 
@@ -169,6 +171,7 @@ def choose(
             context_tokens=context,
             kv_bits=bits,
             scratch_factor=scratch_factor,
+            parallel=parallel,
         )
 
     wish = context_tokens or min(DEFAULT_CONTEXT_TOKENS, arch.max_context_tokens)
@@ -178,7 +181,7 @@ def choose(
         lambda context, width: plan_at(most_bytes, context, width),
         wish=wish,
         fixed_context=context_tokens is not None,
-        widths=(kv_bits,) if kv_bits is not None else _KV_BITS,
+        widths=(kv_bits,) if kv_bits is not None else _KV_BITS[: 1 if parallel > 1 else None],
     )
     best = plan_at(most_bytes, kept_context, bits)
     reasons = [*_warnings(limits, hardware)]

@@ -47,6 +47,7 @@ def propose(
         kv_bits=kv_bits,
         reserve_bytes=reserve_bytes,
         scratch_factor=wish.scratch_factor,
+        parallel=wish.parallel,
     )
 
 

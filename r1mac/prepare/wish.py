@@ -6,6 +6,7 @@ from typing import NamedTuple
 from r1mac.catalog.arch import ArchSpec
 from r1mac.catalog.models import TYPICAL_ANSWER_TOKENS, ModelSpec
 from r1mac.convert.recipe import plain, recipe_for
+from r1mac.errors import BadSettings
 from r1mac.machine.base import HardwareProfile
 from r1mac.plan.fit import TYPICAL_PROMPT_TOKENS, MemoryPlan, fit
 from r1mac.plan.recipe import WIDE_BITS, Recipe, read_bytes_per_token, recipe_bytes
@@ -51,6 +52,7 @@ class Wish:
         kv_bits: width of the cache.
         most_step_tokens: the longest prefill step to take; None where the plan is free to choose.
         scratch_factor: what this computer's runs showed (``plan.fit.fit``).
+        parallel: how many replies are to be written at once.
         settings: where the wish comes from, so that a command says what has to be said.
         mac: the words for a computer that is not this one.
     """
@@ -62,6 +64,7 @@ class Wish:
     kv_bits: int = WIDE_BITS
     most_step_tokens: int | None = None
     scratch_factor: float = 1.0
+    parallel: int = 1
     settings: Settings = field(default_factory=Settings)
     mac: str | None = None
 
@@ -75,6 +78,7 @@ class Wish:
             kv_bits=self.kv_bits,
             most_step_tokens=self.most_step_tokens,
             scratch_factor=self.scratch_factor,
+            parallel=self.parallel,
         )
 
     def with_context(self, context_tokens: int) -> "Wish":
@@ -127,6 +131,7 @@ class Wish:
             "--bits": bits if bits != usual_bits else None,
             "--kv-bits": self.kv_bits if kv_bits_said or self.kv_bits != (unsaid.kv_bits or WIDE_BITS) else None,
             "--context": self.context_tokens if self.context_tokens != unsaid.context_tokens else None,
+            "--parallel": self.parallel if self.parallel != (unsaid.parallel or 1) else None,
         }
         said = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
         if self.mac is not None and verb == "run":
@@ -137,19 +142,30 @@ class Wish:
 
 
 def wish_for(target: Target, arch: ArchSpec, weights: Weights, settings: Settings, *, mac: str | None = None) -> Wish:
-    """Return what *settings* ask for of a model."""
+    """Return what *settings* ask for of a model.
+
+    Raises:
+        BadSettings: several replies at once, with a cache that has to be wide for that and is not.
+    """
     own = settings.for_model(*settings_names(target), bits=target.bits)
     context = own.context_tokens
     if context is not None and "context_tokens" not in settings.said:
         # A preference for all models; only what was asked for this one may be refused.
         context = min(context, arch.max_context_tokens)
+    parallel, kv_bits = own.parallel or 1, own.kv_bits or WIDE_BITS
+    if parallel > 1 and kv_bits != WIDE_BITS:
+        raise BadSettings(
+            f"{parallel} replies at once share a cache of 16 bits, and one of {kv_bits} bits was asked for",
+            hint="leave out --parallel, or say --kv-bits 16",
+        )
     return Wish(
         target=target,
         arch=arch,
         weights=weights,
         context_tokens=context,
-        kv_bits=own.kv_bits or WIDE_BITS,
+        kv_bits=kv_bits,
         most_step_tokens=own.prefill_step_tokens,
+        parallel=parallel,
         settings=settings,
         mac=mac,
     )

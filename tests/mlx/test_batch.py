@@ -183,7 +183,7 @@ def test_thoughts_are_steered_one_by_one(engines: Callable[..., Engine]) -> None
         events = _run(batch)
     with _batch(engine, parallel=2, model=endless) as batch:
         closing = Control()
-        ends, goes_on = batch.submit(request(max_tokens=90), closing), batch.submit(request(max_tokens=90))
+        ends, goes_on = batch.submit(request(max_tokens=300), closing), batch.submit(request(max_tokens=90))
         closing.answer_now()
         others = _run(batch)
 

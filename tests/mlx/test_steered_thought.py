@@ -18,7 +18,7 @@ def _events(
     """Yield the events of a reply whose *wish* comes after so many tokens of the thought."""
     control, seen = Control(), 0
     session = session_of(thinker(engine.tokenizer.encode, thought, "Four."), engine)
-    for event in session.generate(request(**{"max_tokens": 200, **options}), control):
+    for event in session.generate(request(**{"max_tokens": 600, **options}), control):
         yield event
         seen += isinstance(event, TextDelta)
         if seen == after and isinstance(event, TextDelta):
@@ -29,21 +29,23 @@ def test_answer_now_closes_the_thought(engines: Callable[..., Engine]) -> None:
     """The thought ends at once, and the model answers with what it has."""
     events = list(_events(engines(), "Hm. ", wish=Control.answer_now))
 
-    assert text(events, "think").startswith("Hm. Hm. Hm. ")
-    assert len(text(events, "think")) <= 14
+    thought, _, closing = text(events, "think").partition("The user wants the answer now.")
+    assert thought.startswith("Hm. Hm. Hm. ")
+    assert len(thought) <= 16
+    assert closing
     assert text(events, "answer") == "Four."
     assert finished(events).reason == "stop"
-    assert [kind for kind, _ in notices(events)] == ["steering"]
+    assert [kind for kind, _ in notices(events)] == ["landing"]
 
 
 def test_a_hint_is_read_by_the_model(engines: Callable[..., Engine]) -> None:
     """A hint stands in the thought where it was given, and what follows comes after it."""
-    events = list(_events(engines(), "Hm. ", wish=lambda control: control.hint("Try 4."), max_tokens=60))
+    events = list(_events(engines(), "Hm. ", wish=lambda control: control.hint("Try 4."), max_tokens=160))
 
-    before, _, after = text(events, "think").partition("\n\nTry 4.\n\n")
+    before, _, after = text(events, "think").partition("\n\nWait, the user adds: Try 4.\n")
     assert before.startswith("Hm. ")
     assert after
-    assert finished(events).stats.generated_tokens == 60
+    assert finished(events).stats.generated_tokens == 160
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -120,6 +122,7 @@ def test_the_pace_is_told(engines: Callable[..., Engine], monkeypatch: pytest.Mo
 
     first, second = paces
     assert 0 < first.written_tokens < second.written_tokens
-    assert second.left_tokens == 3500 - second.written_tokens
+    # A quarter is kept for the answer, and what closing the thought takes.
+    assert 0 < 3500 * 3 // 4 - second.written_tokens - second.left_tokens < 200
     assert second.think_tokens == second.written_tokens
     assert second.left_seconds
