@@ -10,11 +10,11 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str, *, mode: int | None = None) -> None:
     """Give the file *path* the contents *text*, in one step and for good; missing folders are made.
 
-    A link keeps pointing to its file, and a file keeps its permissions. Of two processes that write at once one
-    is the last, and neither's text is mixed with the other's.
+    A link keeps pointing to its file, and a file keeps its permissions unless *mode* says what they are to be. Of two
+    processes that write at once one is the last, and neither's text is mixed with the other's.
 
     Raises:
         OSError: that is not possible; the file is as it was.
@@ -25,11 +25,14 @@ def write_whole(path: Path, text: str) -> None:
     descriptor = _opened_alone(new)
     try:
         try:
+            if mode is not None:
+                os.fchmod(descriptor, mode)
             with open(descriptor, "w", encoding="utf-8", newline="", closefd=False) as file:
                 file.write(text)
             to_disk(descriptor)
-            with contextlib.suppress(FileNotFoundError):
-                os.fchmod(descriptor, path.stat().st_mode & 0o777)
+            if mode is None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.fchmod(descriptor, path.stat().st_mode & 0o777)
             new.replace(path)
         except OSError:
             new.unlink(missing_ok=True)

@@ -18,6 +18,9 @@ AccessDenied             14  the Hub wants a login or an accepted licence
 NotWritable              15  the folder for models cannot be written
 Offline                  16  the Hub cannot be reached
 BadSettings              17  config.toml or an R1MAC_* variable is wrong
+BadAnswerFormat          18  a JSON schema, regular expression or grammar for the answer cannot be used
+BadPrompts               19  a file of prompts cannot be read as one
+UnknownChat              20  there is no earlier conversation to go on with
 =====================  ====  =========================================================
 
 0 is success, 1 a bug (please report it), 2 a wrong command line, 130 an interruption.
@@ -131,6 +134,24 @@ class BadSettings(R1MacError):
     """config.toml or an ``R1MAC_*`` variable is wrong."""
 
     exit_code = 17
+
+
+class BadAnswerFormat(R1MacError):
+    """A JSON schema, regular expression or grammar for the answer cannot be used."""
+
+    exit_code = 18
+
+
+class BadPrompts(R1MacError):
+    """A file of prompts cannot be read as one."""
+
+    exit_code = 19
+
+
+class UnknownChat(R1MacError):
+    """There is no earlier conversation to go on with."""
+
+    exit_code = 20
 
 
 # EFBIG is a file-size limit (ulimit -f), EDQUOT a user's quota: both are «no room» to a person.

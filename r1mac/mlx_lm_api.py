@@ -60,6 +60,6 @@ def batch_generator(model: nn.Module, *, most_rows: int) -> BatchGenerator:
         stream=mx.default_stream(mx.default_device()),
     )
     # It wires all that Metal recommends; r1mac has wired what its plan needs, and no more.
-    if generator._old_wired_limit is not None:
-        mx.set_wired_limit(generator._old_wired_limit)
+    if generator._old_wired_limit is not None:  # noqa: SLF001 - nowhere else does it say what the limit was
+        mx.set_wired_limit(generator._old_wired_limit)  # noqa: SLF001
     return generator

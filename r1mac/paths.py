@@ -30,9 +30,24 @@ def measured_file(environ: Mapping[str, str] = os.environ) -> Path:
     return _home(environ, "data") / "measured.json"
 
 
+def step_costs_file(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the path of what steps of several tokens cost on this computer, which need not exist."""
+    return _home(environ, "data") / "step-costs.json"
+
+
 def runs_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of the records that runs leave when they do not end in order, which need not exist."""
     return _home(environ, "data") / "runs"
+
+
+def chats_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of the conversations that ``run --continue`` goes on with, which need not exist."""
+    return _home(environ, "data") / "chats"
+
+
+def prompt_cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of what models have read, to be deleted at will; it need not exist."""
+    return _home(environ, "cache") / "prompt-cache"
 
 
 def occupancy_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -81,8 +96,10 @@ def _home(environ: Mapping[str, str], kind: str) -> Path:
         return expanded(Path(home))
     # Where platformdirs would put them; importing it costs as much as a tenth of a start (docs/lab.md).
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "r1mac"
-    variable, usual = ("XDG_CONFIG_HOME", ".config") if kind == "config" else ("XDG_DATA_HOME", ".local/share")
+        # Backups leave the caches out, and macOS may empty them where the disk is full.
+        return Path.home() / "Library" / ("Caches" if kind == "cache" else "Application Support") / "r1mac"
+    usual = {"config": ".config", "data": ".local/share", "cache": ".cache"}[kind]
+    variable = f"XDG_{kind.upper()}_HOME"
     chosen = environ.get(variable, "").strip()
     # The XDG specification: a path that is not absolute is to be ignored.
     return (Path(chosen) if chosen.startswith("/") else Path.home() / usual) / "r1mac"

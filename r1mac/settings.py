@@ -13,7 +13,7 @@ from typing import Any
 from r1mac import paths
 from r1mac.errors import BadSettings
 
-CHOICES: dict[str, tuple[int, ...]] = {"bits": (2, 3, 4, 6, 8, 16), "kv_bits": (16, 8, 4)}
+CHOICES: dict[str, tuple[int, ...]] = {"bits": (2, 3, 4, 5, 6, 8, 16), "kv_bits": (16, 8, 4)}
 RANGES: dict[str, tuple[float, float]] = {
     "context_tokens": (256, 2**31),
     "prefill_step_tokens": (1, 2**16),
@@ -21,6 +21,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "parallel": (1, 64),
     "temperature": (0, 2),
     "top_p": (0.001, 1),
+    "top_k": (0, 2**31),
+    "min_p": (0, 1),
+    "prompt_cache_gb": (0, 10**6),
 }
 
 
@@ -37,6 +40,11 @@ class Settings:
         parallel: how many replies may be written at once.
         temperature: 0 is greedy.
         top_p: nucleus of the sampler.
+        top_k: at most so many of the likeliest tokens; 0 for all.
+        min_p: only tokens at least so likely beside the likeliest.
+        draft: ``off``, or who drafts tokens: ``lookup`` (the text itself), ``auto`` (a smaller sibling) or a model.
+        save_chats: whether conversations at the terminal are kept, so that ``run --continue`` goes on with them.
+        prompt_cache_gb: the most, in units of 10⁹ bytes, to keep on disk of what models have read; 0 keeps nothing.
         models_dir: the model store.
         said: the names that the command line gave, which bind more than a preference does.
         unsaid: what the command line's values stand in place of.
@@ -52,6 +60,11 @@ class Settings:
     parallel: int | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    save_chats: bool | None = None
+    draft: str | None = None
+    prompt_cache_gb: float | None = None
     models_dir: Path = field(default_factory=paths.models_dir)
     said: frozenset[str] = frozenset()
     unsaid: Mapping[str, Any] = field(default_factory=dict)
@@ -115,6 +128,11 @@ _KINDS: dict[str, type] = {
     "parallel": int,
     "temperature": float,
     "top_p": float,
+    "top_k": int,
+    "min_p": float,
+    "draft": str,
+    "save_chats": bool,
+    "prompt_cache_gb": float,
     "models_dir": Path,
 }
 assert set(_KINDS) == {item.name for item in fields(Settings)} - {"said", "unsaid", "firm", "models"}
@@ -163,12 +181,13 @@ def _apply(settings: Settings, values: Mapping[str, tuple[object, str]]) -> Sett
 
 def _checked(name: str, kind: type, value: object, where: str) -> object:
     try:
-        result = _folder(value) if kind is Path else kind(str(value))
+        read = {Path: _folder, bool: _yes_or_no}.get(kind)
+        result = read(value) if read else kind(str(value))
         if isinstance(result, float) and not math.isfinite(result):
             raise ValueError
     # RuntimeError: expanduser knows nobody of that name.
     except (ValueError, RuntimeError) as error:
-        wanted = {int: "a whole number", float: "a number", Path: "a folder"}[kind]
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", Path: "a folder"}[kind]
         raise BadSettings(f"{name} must be {wanted}, and {where} says {value!r}", hint="correct that value") from error
     if name in CHOICES and result not in CHOICES[name]:
         known = ", ".join(map(str, CHOICES[name]))
@@ -180,6 +199,13 @@ def _checked(name: str, kind: type, value: object, where: str) -> object:
                 f"{name} must be from {least:g} to {most:g}, and {where} says {value!r}", hint="correct that value"
             )
     return result
+
+
+def _yes_or_no(value: object) -> bool:
+    text = str(value).lower()
+    if text not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
+        raise ValueError
+    return text in {"true", "1", "yes", "on"}
 
 
 def _folder(value: object) -> Path:

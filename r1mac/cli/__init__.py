@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("r1mac.cli.show", "Show the facts of MODEL: shape, sizes, licence."),
     "rm": ("r1mac.cli.rm", "Delete MODEL from this disk."),
     "convert": ("r1mac.cli.convert", "Convert SOURCE (a folder, a file, or a model on the Hub) to an MLX model."),
+    "calibrate": ("r1mac.cli.calibrate", "Measure what MODEL's matrices are given, for `r1mac convert --quality`."),
     "push": ("r1mac.cli.push", "Upload MODEL to the Hub repository REPO."),
 }
 

@@ -12,6 +12,7 @@ from r1mac.cli.recipes import list_recipes
 from r1mac.machine import detect
 
 if TYPE_CHECKING:
+    from r1mac.prepare.calibrating import Quality
     from r1mac.prepare.conversion import Manner, Output
     from r1mac.prepare.weights import Weights
 
@@ -71,9 +72,37 @@ class Size(click.ParamType[int]):
     multiple=True,
     help="A LoRA or DoRA adapter (PEFT, Unsloth, mlx-lm) to merge on the way; may be given again.",
 )
+@click.option(
+    "--quality",
+    is_flag=True,
+    help="Choose scales and codes by what the weights are multiplied with, which is measured first: slower, and "
+    "much nearer to the original at 2, 3 and 4 bits.",
+)
+@click.option(
+    "--statistics",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="What `r1mac calibrate` measured, for --quality.  [default: measured now]",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A text of your own to measure with, for --quality.  [default: r1mac's]",
+)
+@click.option(
+    "--bits-per-weight",
+    type=click.FloatRange(min=1, max=16),
+    metavar="X",
+    help="A width of its own for each kind of matrix, so that the mean is X and little is lost; goes with --quality.",
+)
+@click.option("--fit", "fit_bytes", type=Size(), help="As --bits-per-weight, for weights of this size, such as 48gb.")
 @click.option("--memory", type=Size(), help="The most memory to take, such as 4gb.  [default: little]")
 @click.option("--max-shard", type=Size(), help="The largest weight file, such as 2gb.  [default: 5 GiB, as mlx-lm]")
 @click.option("--keep-source", is_flag=True, help="Keep the weights that are fetched from the Hub.")
+@click.option(
+    "--no-mtp", is_flag=True, help="Leave out DeepSeek's layer that predicts further tokens; no other layer needs it."
+)
 @click.option("--restart", is_flag=True, help="Begin anew, and use nothing that an unfinished run left.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it is a model already.")
 @click.option("--no-smoke", is_flag=True, help="Do not try the result by generating a few tokens.")
@@ -94,9 +123,15 @@ def command(
     recipe: str | None,
     dtype: str | None,
     adapters: tuple[Path, ...],
+    quality: bool,
+    statistics: Path | None,
+    calibration: Path | None,
+    bits_per_weight: float | None,
+    fit_bytes: int | None,
     memory: int | None,
     max_shard: int | None,
     keep_source: bool,
+    no_mtp: bool,
     restart: bool,
     force: bool,
     no_smoke: bool,
@@ -127,12 +162,89 @@ def command(
     if output is None and adapters and not dry_run:
         raise click.UsageError("name the folder to make with -o FOLDER: with an adapter it is a model of your own")
     group = None if group_size is None else int(group_size)
-    made = _outputs(weights, output, bits, recipe, group, dtype)
-    manner = Manner(memory_bytes=memory, max_shard_bytes=max_shard, restart=restart, replace=force, smoke=not no_smoke)
+    asked_quality = _quality(asked=quality, statistics=statistics, calibration=calibration)
+    if bits_per_weight is not None or fit_bytes is not None:
+        if bits or recipe or group or dry_run or (bits_per_weight and fit_bytes):
+            raise click.UsageError(
+                "--bits-per-weight and --fit choose all widths themselves, after measuring: leave out --bits, "
+                "--group-size, --recipe and --dry-run, and name only one of the two"
+            )
+        made, asked_quality = _within_budget(
+            weights, output, bits_per_weight, fit_bytes, dtype, asked_quality, adapters, as_json=as_json, quiet=quiet
+        )
+    else:
+        made = _outputs(weights, output, bits, recipe, group, dtype)
+    manner = Manner(
+        memory_bytes=memory,
+        max_shard_bytes=max_shard,
+        restart=restart,
+        replace=force,
+        smoke=not no_smoke,
+        quality=asked_quality,
+    )
     if dry_run:
-        _forecast(weights, made, adapters, memory, as_json=as_json)
+        _forecast(weights, made, adapters, memory, prediction=not no_mtp, as_json=as_json)
         return
-    _convert(weights, made, manner, adapters=adapters, keep_source=keep_source, as_json=as_json, quiet=quiet)
+    kept = {"keep_source": keep_source, "prediction": not no_mtp}
+    _convert(weights, made, manner, adapters=adapters, **kept, as_json=as_json, quiet=quiet)
+
+
+def _quality(*, asked: bool, statistics: Path | None, calibration: Path | None) -> "Quality | None":
+    from r1mac import paths
+    from r1mac.prepare.calibrating import Quality
+
+    if not asked and (statistics or calibration):
+        raise click.UsageError("--statistics and --calibration are for --quality: add it, or leave them out")
+    if statistics and calibration:
+        raise click.UsageError("--statistics were measured with a text already: leave out --calibration")
+    if not asked:
+        return None
+    return Quality(
+        statistics=None if statistics is None else paths.expanded(statistics),
+        text_file=None if calibration is None else paths.expanded(calibration),
+    )
+
+
+def _within_budget(
+    weights: "Weights",
+    output: Path | None,
+    bits_per_weight: float | None,
+    fit_bytes: int | None,
+    dtype: str | None,
+    quality: "Quality | None",
+    adapters: tuple[Path, ...],
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> "tuple[list[Output], Quality]":
+    """Measure, choose widths, write them beside the output as a recipe, and say what they are."""
+    from r1mac.errors import BadRecipe
+    from r1mac.prepare.budget import Budget, choose_recipe_within
+    from r1mac.prepare.calibrating import Quality
+    from r1mac.prepare.conversion import Output, outputs_of
+    from r1mac.ui import console
+    from r1mac.ui.progress import ProgressDisplay
+    from r1mac.units import format_size
+
+    if quality is None:
+        raise click.UsageError("--bits-per-weight and --fit go with --quality: add it")
+    if weights.path is None or output is None:
+        raise BadRecipe(
+            f"what the matrices of {weights.title} cost is measured on its weights, which are not on this disk",
+            hint=f"fetch them with `hf download {weights.repo} --local-dir FOLDER`, and convert that folder",
+        )
+    (folder,) = outputs_of(output, ["mixed"])
+    budget = Budget(bits_per_weight=bits_per_weight, size_bytes=fit_bytes, dtype=dtype)
+    with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
+        chosen, statistics, file = display.run(
+            choose_recipe_within(weights.path, folder, budget, quality, detect.detect(), adapters=adapters)
+        )
+    if not quiet and not as_json:
+        console.note(
+            f"{format_size(chosen.size_bytes)}: {chosen.recipe.summary}; `{file}` has the widths, {statistics} what "
+            "was measured"
+        )
+    return [Output(chosen.recipe, folder)], Quality(statistics=statistics)
 
 
 def _outputs(
@@ -169,6 +281,7 @@ def _convert(
     *,
     adapters: tuple[Path, ...],
     keep_source: bool,
+    prediction: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -187,6 +300,7 @@ def _convert(
                 manner,
                 adapters=adapters,
                 keep_source=keep_source,
+                prediction=prediction,
                 on_wait=display.wait,
             )
         )
@@ -208,7 +322,13 @@ def _verify(folder: Path, *, smoke: bool, as_json: bool, quiet: bool) -> None:
 
 
 def _forecast(
-    weights: "Weights", outputs: "list[Output]", adapters: tuple[Path, ...], memory: int | None, *, as_json: bool
+    weights: "Weights",
+    outputs: "list[Output]",
+    adapters: tuple[Path, ...],
+    memory: int | None,
+    *,
+    prediction: bool,
+    as_json: bool,
 ) -> None:
     import json
     from dataclasses import asdict
@@ -219,9 +339,9 @@ def _forecast(
 
     recipes = [output.recipe for output in outputs]
     if weights.path is not None:
-        forecast = forecast_local(weights.path, recipes, adapters=adapters, memory_bytes=memory)
+        forecast = forecast_local(weights.path, recipes, adapters=adapters, prediction=prediction, memory_bytes=memory)
     elif weights.spec is not None:
-        forecast = forecast_model(weights.spec, recipes, memory_bytes=memory)
+        forecast = forecast_model(weights.spec, recipes, prediction=prediction, memory_bytes=memory)
     else:
         raise BadCheckpoint(
             f"{weights.repo} is not in the catalog, so its shapes are not known before it is fetched",

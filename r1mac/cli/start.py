@@ -9,6 +9,7 @@ import click
 
 from r1mac.machine import detect
 from r1mac.machine.occupancy import Holder, held_by
+from r1mac.prepare.drafting import A_SIBLING, draft_for, with_draft
 from r1mac.prepare.files import ensure_files
 from r1mac.prepare.loading import load, memory_held
 from r1mac.prepare.planning import Judgement, judge
@@ -45,9 +46,13 @@ def start(
     _require(judgement, force=force)
     with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
         folder = display.run(ensure_files(target, chosen, machine, on_wait=display.wait))
+        draft = draft_for(judgement, folder, chosen)
+        judgement = with_draft(judgement, draft)
+        if talkative and chosen.draft == A_SIBLING and draft is None:
+            console.note("no smaller model of this family is here to draft; the text itself does (`r1mac list`)")
         memory = memory_held(judgement, machine, force=force, on_others=_tell_of_others)
         recording = held.enter_context(memory)
-        engine = display.run(load(target, judgement.plan, folder))
+        engine = display.run(load(judgement, machine, folder, chosen, draft))
     recording.enter("run")
     return judgement, engine
 

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from r1mac.convert.sources import Source
 
 
+# The aspect of a source's identity that says that its layers behind the last one are not converted.
+NO_PREDICTION = "the prediction layer (MTP)"
+
+
 @runtime_checkable
 class Identified(Protocol):
     """A source that can be told from another without reading its weights."""

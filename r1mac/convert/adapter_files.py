@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from r1mac.convert.adapter_experts import expert_halves, is_stacked
 from r1mac.convert.stored import FLOAT_TYPES, RawTensor
 from r1mac.errors import BadCheckpoint, BadRecipe
 from r1mac.formats import folder as model_folder
@@ -238,9 +239,14 @@ def _read_mlx(folder: Path, config: Mapping[str, Any], raw: Mapping[str, RawTens
             )
         parts.setdefault(match["module"], {})[match["part"]] = tensor
     scale = _mlx_scale(folder, config)
-    changes = {
-        f"{module}.weight": _mlx_change(module, found, scale, dora=kind == "dora") for module, found in parts.items()
-    }
+    changes: dict[str, LowRank] = {}
+    for module, found in parts.items():
+        a, b = found.get("lora_a"), found.get("lora_b")
+        if a is not None and b is not None and kind == "lora" and is_stacked(module, a, b):
+            for expert in expert_halves(module, a, b):
+                changes[f"{expert.module}.weight"] = LowRank(a=expert.a, b=expert.b, scale=scale)
+        else:
+            changes[f"{module}.weight"] = _mlx_change(module, found, scale, dora=kind == "dora")
     return Adapter(folder=folder, kind="mlx-lm", base=base, changes=changes)
 
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from math import gcd, prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
+import numpy as np
 
 from r1mac.convert.layout import OutputTensor
 from r1mac.convert.sources import Source
@@ -13,6 +14,8 @@ from r1mac.convert.sources import Source
 DEFAULT_BLOCK_BYTES = 8 * 2**20
 # The widest that a value becomes on its way.
 _VALUE_BYTES = 4
+
+Array = np.ndarray[Any, Any]
 
 
 class Block(NamedTuple):
@@ -25,6 +28,11 @@ class Block(NamedTuple):
 
     first_row: int
     values: mx.array
+
+
+def as_numpy(values: mx.array) -> Array:
+    """Return *values* as numpy has them, without a copy, when MLX has computed them; bfloat16 as uint16."""
+    return np.array(values.view(mx.uint16) if values.dtype == mx.bfloat16 else values, copy=False)
 
 
 def rows_of(shape: tuple[int, ...]) -> int:

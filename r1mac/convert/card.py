@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from r1mac.convert.abilities import NO_PREDICTION
 from r1mac.convert.journal import Journal, digest_of
 from r1mac.errors import writing_to
 from r1mac.formats.folder import INDEX_NAME, read_json
@@ -38,6 +39,7 @@ class CardFacts:
         parameter_count: values before quantisation.
         licence: lines of the source's front matter.
         adapters: names of the adapters that were merged into the source.
+        leaves_out: what of the source was not converted, though it could have been.
     """
 
     title: str
@@ -51,6 +53,7 @@ class CardFacts:
     parameter_count: int
     licence: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    leaves_out: tuple[str, ...] = ()
 
 
 def write_card(folder: Path, *, title: str, repo: str | None, revision: str | None, source_card: Path | None) -> None:
@@ -80,6 +83,7 @@ def write_card(folder: Path, *, title: str, repo: str | None, revision: str | No
         identity=digest_of(f"{name} {text}" for name, text in sorted(record.plan.identity.items())),
         recipe=record.plan.recipe,
         made_with=record.made_with,
+        leaves_out=tuple(name for name in record.plan.identity if name == NO_PREDICTION),
         weight_bytes=int(totals["total_size"]),
         parameter_count=int(totals["total_parameters"]),
         licence=_read_licence(source_card) if source_card is not None else (),
@@ -144,6 +148,7 @@ def _body(facts: CardFacts) -> Iterator[str]:
     yield f"| made from | {_linked(facts)}{at} |"
     yield from (f"| adapter merged into it | `{_cell(name)}` |" for name in facts.adapters)
     yield f"| digest of the source | `{facts.identity}` |"
+    yield from (f"| not converted | {name} |" for name in facts.leaves_out)
     yield f"| recipe | {_cell(_recipe_words(facts.recipe))} |"
     size, count = format_size(facts.weight_bytes), format_count(facts.parameter_count)
     yield f"| weights | {size} ({facts.weight_bytes:,} bytes), {count} parameters, {bits:.3f} bits each |"

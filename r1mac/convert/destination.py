@@ -5,27 +5,22 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import mlx.core as mx
-
-from r1mac.convert.blocks import Block, rows_of
+from r1mac.convert.blocks import rows_of
+from r1mac.convert.calibrated_fit import CalibratedFit
+from r1mac.convert.encode import Encoded, Form
 from r1mac.convert.journal import PARTIAL_SUFFIX, RECORD_NAME, digest_file, plan_of, resume
 from r1mac.convert.layout import OutputTensor, Piece, plan_layout
 from r1mac.convert.recipe import Recipe, config_entry
+from r1mac.convert.shard import partial_path, publish
 from r1mac.convert.sources import Source
-from r1mac.convert.writer import ShardWriter, name_shards, raw_view
+from r1mac.convert.writer import ShardWriter, name_shards
 from r1mac.plan.memory import Quantization
-
-
-class Part(NamedTuple):
-    """Values on their way into a file: they go *offset* bytes behind the beginning of the tensor *name*."""
-
-    name: str
-    offset: int
-    values: mx.array
 
 
 class Destination:
@@ -37,6 +32,7 @@ class Destination:
         folder: exists; what an earlier run left there is used where it is of the same plan.
         max_shard_bytes: limit of one weight file.
         restart: use nothing that was left.
+        fit: chooses scales and codes by the inputs that matrices meet; None rounds.
 
     Attributes:
         reasons: why something that was left is not used, in words; empty where nothing is lost.
@@ -45,8 +41,17 @@ class Destination:
         BadCheckpoint, BadRecipe: the source and the recipe make no model.
     """
 
-    def __init__(self, source: Source, recipe: Recipe, folder: Path, *, max_shard_bytes: int, restart: bool) -> None:
-        self.recipe, self.folder = recipe, folder
+    def __init__(
+        self,
+        source: Source,
+        recipe: Recipe,
+        folder: Path,
+        *,
+        max_shard_bytes: int,
+        restart: bool,
+        fit: CalibratedFit | None = None,
+    ) -> None:
+        self.recipe, self.folder, self._fit = recipe, folder, fit
         self.layout = plan_layout(source, recipe)
         self._tensors = {tensor.name: tensor for tensor in self.layout.tensors}
         self._parts = {tensor.name: tuple(tensor.stored()) for tensor in self.layout.tensors}
@@ -55,6 +60,8 @@ class Destination:
         self._shard_of = {part.name: name for name, parts in self._shards.items() for part in parts}
         self._last_names = {parts[-1].name for parts in self._shards.values()}
         plan = plan_of(source, recipe, self._shards)
+        if fit is not None:
+            plan = replace(plan, identity={**plan.identity, "the calibration": fit.identity})
         self._journal, self.reasons = resume(folder, plan, restart=restart)
         self._forget_what_is_lost()
         self._done = {Piece(name, number) for name, numbers in self._journal.pieces.items() for number in numbers}
@@ -89,12 +96,26 @@ class Destination:
         is_last = piece.number == len(tensor.sourcing.names) - 1
         return is_last and any(part.name in self._last_names for part in self._parts[piece.tensor])
 
+    def form(self, piece: Piece, first_row: int) -> Form:
+        """Return what rows of *piece*, from row *first_row* of its tensor on, are written as."""
+        tensor = self._tensors[piece.tensor]
+        path, width = tensor.name.removesuffix(".weight"), tensor.quantization
+        if self._fit is None or width is None or not self._fit.can_fit(path, tensor.shape, width):
+            return Form(tensor.dtype, width)
+        return Form(
+            tensor.dtype,
+            width,
+            partial(self._fit.quantize, path, tensor.shape, first_row, width, tensor.dtype),
+        )
+
     def tensor(self, piece: Piece) -> OutputTensor:
         """Return the tensor that *piece* is of."""
         return self._tensors[piece.tensor]
 
     def open(self) -> None:
         """Clear the folder of what has no place in it, and begin to write: the journal first."""
+        for name in self._journal.shards:
+            publish(self.folder / name)  # a kill may have come between the journal's line and the name
         self._remove_strangers()
         self._journal.save(self.folder)
         self._writer = ShardWriter(
@@ -106,22 +127,13 @@ class Destination:
             apart=self.layout.prediction_names,
         )
 
-    def parts(self, piece: Piece, block: Block, values: mx.array) -> Iterator[Part]:
-        """Yield what to write of *values*, a block of *piece* in the tensor's type; nothing is computed yet."""
+    def write(self, piece: Piece, first_row: int, arrays: Encoded) -> None:
+        """Write what was made of rows of *piece*, from row *first_row* of its tensor on."""
         tensor = self._tensors[piece.tensor]
-        row_count, width = max(rows_of(tensor.shape), 1), tensor.quantization
-        made: Iterable[mx.array] = (values,)
-        if width is not None:
-            # The floating-point modes have no biases.
-            made = mx.quantize(values, group_size=width.group_size, bits=width.bits, mode=width.mode)
-        for part, stored in zip(made, self._parts[piece.tensor], strict=True):
+        row_count = max(rows_of(tensor.shape), 1)
+        for array, stored in zip(arrays, self._parts[piece.tensor], strict=True):
             if not self._is_whole(stored.name):
-                offset = block.first_row * (stored.size_bytes // row_count)
-                yield Part(stored.name, offset, raw_view(self._open_writer.checked(stored.name, part)))
-
-    def write(self, part: Part) -> None:
-        """Write what :meth:`parts` gave and MLX has computed."""
-        self._open_writer.write(part.name, part.offset, part.values)
+                self._open_writer.write(stored.name, first_row * (stored.size_bytes // row_count), array)
 
     def commit(self, made: Iterable[Piece]) -> None:
         """Bring what was written to the disk, and put into the journal that the pieces *made* are there."""
@@ -134,6 +146,7 @@ class Destination:
         for piece in sorted(self._done):
             self._journal.pieces.setdefault(piece.tensor, []).append(piece.number)
         self._journal.save(self.folder)
+        self._open_writer.publish()
 
     def finish(self, source: Source) -> None:
         """Write what a model has beside its weights, and the checksums of all that into the record."""
@@ -157,8 +170,8 @@ class Destination:
             return
         kept = {self._shard_of[part.name] for piece in self._done for part in self._parts[piece.tensor]}
         with contextlib.suppress(OSError):
-            for name in self._shards.keys() - kept:
-                (self.folder / (name + PARTIAL_SUFFIX)).unlink(missing_ok=True)
+            for name in self._shards.keys() - kept - self._journal.shards.keys():
+                partial_path(self.folder / name).unlink(missing_ok=True)
             if not self._journal.shards and not self._done:
                 self._remove_strangers()
                 (self.folder / RECORD_NAME).unlink(missing_ok=True)
@@ -182,11 +195,12 @@ class Destination:
     def _forget_what_is_lost(self) -> None:
         """Take out of the journal what is not on the disk in its size: somebody deleted it."""
         for name, digest in list(self._journal.shards.items()):
-            if _size_bytes(self.folder / name) != digest.size_bytes:
+            sizes = map(_size_bytes, (self.folder / name, partial_path(self.folder / name)))
+            if digest.size_bytes not in sizes:
                 del self._journal.shards[name]
         for tensor in list(self._journal.pieces):
             missing = {self._shard_of[part.name] for part in self._parts[tensor]} - self._journal.shards.keys()
-            if any(_size_bytes(self.folder / (name + PARTIAL_SUFFIX)) is None for name in missing):
+            if any(_size_bytes(partial_path(self.folder / name)) is None for name in missing):
                 del self._journal.pieces[tensor]
         if self._journal.files:
             self._journal.files.clear()

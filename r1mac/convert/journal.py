@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from r1mac import __version__
-from r1mac.convert.abilities import identity
+from r1mac.convert.abilities import NO_PREDICTION, identity
 from r1mac.durable import folder_to_disk
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.safetensors import TensorLayout
@@ -55,7 +55,9 @@ class ConversionPlan:
     def differences(self, other: "ConversionPlan") -> list[str]:
         """Return what *other* has otherwise, in words."""
         changed = sorted(
-            name for name in {*self.identity, *other.identity} if self.identity.get(name) != other.identity.get(name)
+            (name for name in {*self.identity, *other.identity} if self.identity.get(name) != other.identity.get(name)),
+            # What somebody asked for says more than what follows from it.
+            key=lambda name: (name != NO_PREDICTION, name),
         )
         found = []
         if changed:

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from r1mac.catalog.arch import SUPPORTED_MODEL_TYPES, ArchSpec, TensorShape, parse_arch, prediction_tensors
 from r1mac.convert.abilities import value_type
-from r1mac.convert.names import Sourcing, prediction_layers, sourcing_of, unused_names
+from r1mac.convert.names import Sourcing, is_behind_last_layer, prediction_layers, sourcing_of, unused_names
 from r1mac.convert.recipe import Recipe, check_recipe
 from r1mac.convert.sources import Source
 from r1mac.errors import BadCheckpoint, BadRecipe
@@ -230,9 +230,11 @@ def _check_names(source: Source, sourcings: Mapping[str, Sourcing], available: M
         tied_embeddings="lm_head.weight" not in sourcings,
     )
     if missing := sorted(wanted - available.keys()):
+        layer_count = source.config["num_hidden_layers"]
+        behind = all(is_behind_last_layer(name, layer_count) for name in missing)
         raise BadCheckpoint(
             f"{source.description} lacks {len(missing)} of {len(wanted)} tensors, the first is {missing[0]}",
-            hint="fetch or copy the checkpoint again",
+            hint="fetch or copy the checkpoint again" + (", or leave that layer out with --no-mtp" if behind else ""),
         )
     if extra := sorted(available.keys() - wanted - unused):
         raise BadCheckpoint(

@@ -51,11 +51,16 @@ def prediction_layers(names: Iterable[str], *, layer_count: int) -> tuple[int, .
     return tuple(sorted(int(match[1]) for match in found if match is not None and int(match[1]) >= layer_count))
 
 
+def is_behind_last_layer(name: str, layer_count: int) -> bool:
+    """Tell whether the tensor *name* is of a layer behind the last of *layer_count*."""
+    match = re.match(r"^model\.layers\.(\d+)\.", name)
+    return match is not None and int(match[1]) >= layer_count
+
+
 def _is_unused(name: str, layer_count: int, *, tied_embeddings: bool) -> bool:
     if "rotary_emb.inv_freq" in name or (tied_embeddings and name == "lm_head.weight"):
         return True
-    match = re.match(r"^model\.layers\.(\d+)\.", name)
-    return match is not None and int(match[1]) >= layer_count
+    return is_behind_last_layer(name, layer_count)
 
 
 _GGUF_TOP = {

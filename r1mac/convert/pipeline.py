@@ -9,35 +9,22 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from r1mac.convert.blocks import DEFAULT_BLOCK_BYTES, Block, piece_blocks
-from r1mac.convert.destination import Destination, Part
+from r1mac.convert.blocks import DEFAULT_BLOCK_BYTES, piece_blocks
+from r1mac.convert.calibrated_fit import CalibratedFit
+from r1mac.convert.destination import Destination
+from r1mac.convert.encode import Encoder, Encoding
 from r1mac.convert.layout import Piece
 from r1mac.convert.recipe import Recipe
 from r1mac.convert.schedule import Step, steps
 from r1mac.convert.sources import Source
 from r1mac.convert.writer import MAX_SHARD_BYTES
-from r1mac.errors import FREE_SOME_SPACE, BadCheckpoint, DiskFull, writing_to
+from r1mac.errors import FREE_SOME_SPACE, DiskFull, writing_to
 from r1mac.units import format_size
 
 logger = logging.getLogger(__name__)
 
 # Freed buffers that MLX may keep for the next blocks, in blocks.
 _CACHED_BLOCKS = 2
-
-
-class _FloatBits(NamedTuple):
-    """How a type's magnitudes are seen as integers, which compare alike: much cheaper than asking ``isfinite``."""
-
-    bits_type: mx.Dtype
-    magnitude: int
-    infinity: int
-
-
-_FLOAT_BITS = {
-    mx.bfloat16: _FloatBits(mx.uint16, 0x7FFF, 0x7F80),
-    mx.float16: _FloatBits(mx.uint16, 0x7FFF, 0x7C00),
-    mx.float32: _FloatBits(mx.uint32, 0x7FFFFFFF, 0x7F800000),
-}
 
 
 class Target(NamedTuple):
@@ -110,6 +97,7 @@ def convert(
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     restart: bool = False,
     by_source_file: bool = False,
+    statistics: Path | None = None,
 ) -> Iterator[ConvertEvent]:
     """Write the MLX model of *source* into the folder *into*: :func:`convert_all` for one recipe."""
     yield from convert_all(
@@ -120,6 +108,7 @@ def convert(
         block_bytes=block_bytes,
         restart=restart,
         by_source_file=by_source_file,
+        statistics=statistics,
     )
 
 
@@ -132,6 +121,7 @@ def convert_all(
     block_bytes: int = DEFAULT_BLOCK_BYTES,
     restart: bool = False,
     by_source_file: bool = False,
+    statistics: Path | None = None,
 ) -> Iterator[ConvertEvent]:
     """Write the MLX models of *source* into the folders of *targets*, reading each tensor once.
 
@@ -147,13 +137,17 @@ def convert_all(
         block_bytes: rows read at once, as float32.
         restart: use nothing that an earlier run left.
         by_source_file: follow the order of the source's files, of which those of one step have to be there at a time.
+        statistics: folder of what ``convert.calibration`` measured of the source; None rounds.
 
     Raises:
         BadCheckpoint: a tensor is missing, too many, of the wrong shape, or not finite.
         BadRecipe: the recipe cannot be applied to this model.
         DiskFull, NotWritable: as they say.
     """
-    made = [Destination(source, *target, max_shard_bytes=max_shard_bytes, restart=restart) for target in targets]
+    fit = None if statistics is None else CalibratedFit(statistics)
+    made = [
+        Destination(source, *target, max_shard_bytes=max_shard_bytes, restart=restart, fit=fit) for target in targets
+    ]
     conversion = _Conversion(source, made, block_bytes=block_bytes, by_source_file=by_source_file)
     missing_bytes = sum(destination.missing_bytes for destination in made)
     _check_room(targets[0].folder, missing_bytes, free_disk_bytes)
@@ -170,11 +164,17 @@ def convert_all(
 
 
 class _Pending(NamedTuple):
-    """A block that MLX computes: its parts, and the largest magnitude of its values as bits, by type."""
+    """A block that is being worked on, and where it goes."""
 
-    source_name: str
-    largest: dict[mx.Dtype, mx.array]
-    parts: list[tuple[Destination, Part]]
+    piece: Piece
+    first_row: int
+    destinations: tuple[Destination, ...]
+    encoding: Encoding
+
+    def write(self) -> None:
+        """Wait for it and write it."""
+        for made, arrays in zip(self.destinations, self.encoding.wait(), strict=True):
+            made.write(self.piece, self.first_row, arrays)
 
 
 class _Conversion:
@@ -183,12 +183,6 @@ class _Conversion:
     ) -> None:
         self._source, self._destinations, self._block_bytes = source, destinations, block_bytes
         pieces = [piece for tensor in destinations[0].layout.tensors for piece in tensor.pieces()]
-        # Each width is work of its own, which several cores may share; a GPU has one queue.
-        on_cpu = mx.default_device() == mx.Device(mx.cpu)
-        self._streams = [
-            mx.new_stream(mx.cpu) if on_cpu and number else mx.default_stream(mx.default_device())
-            for number in range(len(destinations))
-        ]
         self._total_bytes = sum(self._size_bytes(piece) for piece in pieces)
         todo = [piece for piece in pieces if not all(made.is_done(piece) for made in destinations)]
         self._done_bytes = self._total_bytes - sum(self._size_bytes(piece) for piece in todo)
@@ -220,44 +214,30 @@ class _Conversion:
             destination.open()
         if self._unneeded:
             yield StepDone(unneeded_files=self._unneeded)
-        for step in self._steps:
-            yield StepStarting(files=step.files)
-            yield from self._make(step.pieces)
-            for destination in self._destinations:
-                destination.commit(step.pieces)
-            yield StepDone(unneeded_files=step.unneeded_files)
+        with Encoder() as encoder:
+            for step in self._steps:
+                yield StepStarting(files=step.files)
+                yield from self._make(step.pieces, encoder)
+                for destination in self._destinations:
+                    destination.commit(step.pieces)
+                yield StepDone(unneeded_files=step.unneeded_files)
 
-    def _make(self, pieces: Sequence[Piece]) -> Iterator[ConvertEvent]:
-        """Write *pieces*. While MLX computes a block, the one before it is written and the next one is read."""
+    def _make(self, pieces: Sequence[Piece], encoder: Encoder) -> Iterator[ConvertEvent]:
+        """Write *pieces*. While a block is worked on, the one before it is written and the next one is read."""
         pending: _Pending | None = None
         for piece in pieces:
             tensor = self._destinations[0].tensor(piece)
+            todo = tuple(made for made in self._destinations if not made.is_done(piece))
             for block in piece_blocks(self._source, tensor, piece.number, block_bytes=self._block_bytes):
-                following = self._launch(piece, block)
+                forms = [made.form(piece, block.first_row) for made in todo]
+                encoding = encoder.begin(self._source_name(piece), block.values, forms)
                 if pending is not None:
-                    _write(pending)
-                pending = following
+                    pending.write()
+                pending = _Pending(piece, block.first_row, todo, encoding)
             self._done_bytes += self._size_bytes(piece)
             yield TensorWritten(name=piece.tensor, done_bytes=self._done_bytes, total_bytes=self._total_bytes)
         if pending is not None:
-            _write(pending)
-
-    def _launch(self, piece: Piece, block: Block) -> _Pending:
-        """Let MLX begin to compute what becomes of a block."""
-        largest: dict[mx.Dtype, mx.array] = {}
-        parts: list[tuple[Destination, Part]] = []
-        for made, stream in zip(self._destinations, self._streams, strict=True):
-            tensor = made.tensor(piece)
-            if made.is_done(piece):
-                continue
-            with mx.stream(stream):
-                values = block.values.astype(tensor.dtype)
-                if tensor.dtype not in largest:
-                    bits_type, magnitude, _ = _FLOAT_BITS[tensor.dtype]
-                    largest[tensor.dtype] = mx.max(values.view(bits_type) & magnitude) if values.size else mx.array(0)
-                parts += [(made, part) for part in made.parts(piece, block, values)]
-        mx.async_eval(*largest.values(), *(part.values for _, part in parts))  # type: ignore[no-untyped-call]
-        return _Pending(made.tensor(piece).sourcing.names[piece.number], largest, parts)
+            pending.write()
 
     def _by_shard(self, pieces: Sequence[Piece]) -> Iterator[Step[Piece]]:
         """Cut *pieces* where a weight file of any destination is whole."""
@@ -275,18 +255,6 @@ class _Conversion:
 
     def _source_name(self, piece: Piece) -> str:
         return self._destinations[0].tensor(piece).sourcing.names[piece.number]
-
-
-def _write(pending: _Pending) -> None:
-    """Wait for a block and write it."""
-    for dtype, bits in pending.largest.items():
-        if int(bits.item()) >= _FLOAT_BITS[dtype].infinity:  # type: ignore[arg-type]
-            raise BadCheckpoint(
-                f"{pending.source_name} holds values that are not finite in {str(dtype).rpartition('.')[2]}",
-                hint="the checkpoint is damaged, or needs --dtype bfloat16",
-            )
-    for destination, part in pending.parts:
-        destination.write(part)
 
 
 def _check_room(folder: Path, missing_bytes: int, free_disk_bytes: int | None) -> None:

@@ -7,9 +7,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from r1mac.catalog.arch import parse_arch
+from r1mac.catalog.arch import parse_arch, prediction_tensors
+from r1mac.convert.abilities import NO_PREDICTION
 from r1mac.convert.fp8 import find_fp8
 from r1mac.convert.mlx_quantized import find_mlx_quantized
+from r1mac.convert.names import is_behind_last_layer
 from r1mac.convert.packed_int import find_packed
 from r1mac.convert.stored import FLOAT_TYPES, RawTensor, StoredTensor
 from r1mac.errors import BadCheckpoint, BadRecipe
@@ -18,6 +20,7 @@ from r1mac.formats.rope import with_flat_rope
 from r1mac.formats.safetensors import TensorEntry, read_header
 
 _READ_METHODS = (None, "fp8", "compressed-tensors")
+_PREDICTION_FILES = f"{model_folder.PREDICTION_STEM}*.safetensors"
 
 
 class SafetensorsSource:
@@ -26,10 +29,18 @@ class SafetensorsSource:
     Only headers are read before ``rows`` is called, so the files themselves may come one after the other.
     """
 
-    def __init__(self, folder: Path, *, single_file: Path | None = None) -> None:
-        """Open the model in *folder*, or *single_file* with the config.json beside it."""
+    def __init__(self, folder: Path, *, single_file: Path | None = None, prediction: bool = True) -> None:
+        """Open the model in *folder*, or *single_file* with the config.json beside it.
+
+        Without *prediction* its layers behind the last one (DeepSeek's MTP) are not there.
+        """
         config = model_folder.read_config(folder)
-        entries = _entries_of_file(single_file) if single_file else model_folder.read_tensors(folder)
+        entries = _entries_of_file(single_file) if single_file else _entries_of_folder(folder)
+        layer_count = config.get("num_hidden_layers")
+        predicting = {name for name in entries if type(layer_count) is int and is_behind_last_layer(name, layer_count)}
+        self._leaves_out_prediction = bool(predicting) and not prediction
+        if self._leaves_out_prediction:
+            entries = {name: place for name, place in entries.items() if name not in predicting}
         raw = {name: RawTensor(path, entry) for name, (path, entry) in entries.items()}
         self.description = str(single_file or folder)
         self._folder = folder
@@ -71,7 +82,8 @@ class SafetensorsSource:
 
     def identity(self) -> Mapping[str, str]:
         """Return what tells every file of weights from what it was: its digest, or else its size and time."""
-        return model_folder.file_identities(self._paths)
+        aspects = {NO_PREDICTION: "left out"} if self._leaves_out_prediction else {}
+        return {**model_folder.file_identities(self._paths), **aspects}
 
     def value_type(self, name: str) -> str:
         """Return the MLX type that ``rows`` gives for a tensor."""
@@ -102,6 +114,19 @@ def average_bits(tensors: Iterable[StoredTensor]) -> float | None:
 def _entries_of_file(path: Path) -> dict[str, tuple[Path, TensorEntry]]:
     _refuse_part(path)
     return {name: (path, entry) for name, entry in read_header(path).items()}
+
+
+def _entries_of_folder(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
+    """Return every tensor of a model, and those that an MLX model has in files which its index does not name."""
+    entries = model_folder.read_tensors(folder)
+    known = {path for path, _ in entries.values()}
+    for path in sorted(
+        {*folder.glob(_PREDICTION_FILES), *model_folder.expected_files(folder, _PREDICTION_FILES)} - known
+    ):
+        here = path.is_file()
+        found = read_header(path if here else model_folder.header_path(path), header_only=not here)
+        entries |= {name: (path, entry) for name, entry in found.items() if name not in entries}
+    return entries
 
 
 def _refuse_part(path: Path) -> None:
@@ -156,6 +181,9 @@ def _stored_tensors(
 def _columns(config: Mapping[str, Any]) -> dict[str, int]:
     """Return the columns of every matrix of the MLX model; nothing where config.json does not describe one."""
     try:
-        return {tensor.name: tensor.shape[-1] for tensor in parse_arch(config).tensors}
+        arch = parse_arch(config)
+        behind = range(arch.layer_count, arch.layer_count + max(arch.prediction_layer_count, 1)) if arch.experts else ()
+        tensors = [*arch.tensors, *(tensor for index in behind for tensor in prediction_tensors(arch, index))]
+        return {tensor.name: tensor.shape[-1] for tensor in tensors}
     except (KeyError, TypeError, ValueError):
         return {}

@@ -1,5 +1,6 @@
 """One weight file in the making: laid out first, filled in any order, checksummed while it fills."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable
@@ -48,7 +49,7 @@ class Shard:
     @property
     def partial_path(self) -> Path:
         """Where the file is until it is whole."""
-        return self._path.with_name(self._path.name + PARTIAL_SUFFIX)
+        return partial_path(self._path)
 
     @property
     def is_open(self) -> bool:
@@ -104,8 +105,11 @@ class Shard:
             self._join()
             os.fsync(self._descriptor)
 
-    def finish(self) -> FileDigest:
-        """Give the file its final name and return its size and checksum; every tensor must be filled.
+    def seal(self) -> FileDigest:
+        """Bring the whole file to the disk, and return its size and checksum; every tensor must be filled.
+
+        It keeps its first name until :func:`publish`, so that the journal can know it before: a kill between the two
+        would else leave a whole file that nobody knows, and pieces that are journalled in a file that is gone.
 
         Raises:
             BadCheckpoint: what is on the disk is not what was laid out.
@@ -117,7 +121,6 @@ class Shard:
         os.fsync(self._descriptor)
         self.close()
         read_header(self.partial_path)
-        self.partial_path.replace(self._path)
         return FileDigest(self.size_bytes, self._hash.hexdigest())
 
     def close(self) -> None:
@@ -158,6 +161,17 @@ class Shard:
     def _join(self) -> None:
         if self._follow is not None:
             self._follow.result()
+
+
+def partial_path(path: Path) -> Path:
+    """Return where the weight file *path* is until it is whole, and the journal knows it."""
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
+def publish(path: Path) -> None:
+    """Give a sealed weight file its final name *path*, unless it has it."""
+    with contextlib.suppress(FileNotFoundError):
+        partial_path(path).replace(path)
 
 
 def _write_all(descriptor: int, data: memoryview, offset: int) -> None:

@@ -53,16 +53,16 @@ class Source(Protocol):
         ...
 
 
-def open_source(path: Path, adapters: Sequence[Path] = ()) -> Source:
+def open_source(path: Path, adapters: Sequence[Path] = (), *, prediction: bool = True) -> Source:
     """Open a folder of safetensors, one safetensors file, or a GGUF file; only headers are read.
 
-    *adapters* are merged in their order.
+    *adapters* are merged in their order. Without *prediction* layers behind the last one (MTP) are not there.
 
     Raises:
         BadCheckpoint: it is damaged, of an unknown kind, or not there; or an adapter does not fit it.
         BadRecipe: it is quantised in a way that is not read, or adapters were to be merged into what is quantised.
     """
-    source = _open_plain(path)
+    source = _open_plain(path, prediction=prediction)
     if adapters:
         from r1mac.convert.adapter import AdaptedSource
 
@@ -95,13 +95,13 @@ def requantization_note(source: Source, *, bits: int) -> str | None:
     )
 
 
-def _open_plain(path: Path) -> Source:
+def _open_plain(path: Path, *, prediction: bool) -> Source:
     from r1mac.convert.safetensors_source import SafetensorsSource
 
     if path.is_dir():
         if any(path.glob("[!.]*.gguf")) and not any(path.glob("[!.]*.safetensors")):
             return _open_gguf(path)
-        return SafetensorsSource(path)
+        return SafetensorsSource(path, prediction=prediction)
     if path.suffix.lower() == ".gguf":
         return _open_gguf(path)
     if not path.exists():
@@ -112,7 +112,7 @@ def _open_plain(path: Path) -> Source:
                 f"there is no config.json beside {path.name}",
                 hint="put the config.json and tokenizer files of its model into the same folder",
             )
-        return SafetensorsSource(path.parent, single_file=path)
+        return SafetensorsSource(path.parent, single_file=path, prediction=prediction)
     if path.suffix in model_folder.PICKLE_SUFFIXES:
         raise BadCheckpoint(
             f"{path.name} is a pickle file, which can run code when it is opened",

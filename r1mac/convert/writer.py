@@ -11,8 +11,9 @@ from typing import Self
 import mlx.core as mx
 import numpy as np
 
+from r1mac.convert.blocks import Array, as_numpy
 from r1mac.convert.journal import FileDigest
-from r1mac.convert.shard import Shard
+from r1mac.convert.shard import Shard, publish
 from r1mac.durable import folder_to_disk
 from r1mac.formats.folder import INDEX_NAME, PREDICTION_STEM
 from r1mac.formats.safetensors import TensorLayout
@@ -20,7 +21,8 @@ from r1mac.formats.safetensors import TensorLayout
 # As mlx-lm: a shard holds whole tensors and is at most 5 GiB, unless one tensor alone is larger.
 MAX_SHARD_BYTES = 5 * 2**30
 
-_TYPE_NAMES = {mx.bfloat16: "BF16", mx.float16: "F16", mx.float32: "F32", mx.uint32: "U32", mx.uint8: "U8"}
+# As numpy has them (``blocks.as_numpy``).
+_NUMPY_TYPES = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32, "U32": np.uint32, "U8": np.uint8}
 
 
 class ShardWriter:
@@ -53,6 +55,7 @@ class ShardWriter:
         self._folder = folder
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksum")
         self._shards: dict[str, Shard] = {}
+        self._sealed: set[str] = set()
         self.shard_of: dict[str, str] = {}
         self._types = {tensor.name: tensor.dtype for tensor in tensors}
         self._given: dict[str, int] = {}
@@ -76,48 +79,52 @@ class ShardWriter:
             ValueError: they are of another type than the tensor, or too many.
         """
         offset = self._given.get(name, 0)
-        self.write(name, offset, raw_view(self.checked(name, piece)))
+        self.write(name, offset, as_numpy(piece))
         self._given[name] = offset + piece.nbytes
-
-    def checked(self, name: str, piece: mx.array) -> mx.array:
-        """Return *piece*, which must be of the type that *name* has in the file.
-
-        Raises:
-            ValueError: it is not.
-        """
-        if _TYPE_NAMES.get(piece.dtype) != self._types[name]:
-            raise ValueError(f"{name} is {self._types[name]} and was given {piece.dtype}")
-        return piece
 
     def is_whole(self, name: str) -> bool:
         """Tell whether the file that holds the tensor *name* is whole."""
         return self.shard_of[name] not in self._shards
 
-    def write(self, name: str, offset: int, values: mx.array) -> None:
-        """Write what :func:`raw_view` made of a tensor's values, *offset* bytes from the tensor's beginning.
+    def write(self, name: str, offset: int, values: Array) -> None:
+        """Write values of a tensor, as :func:`blocks.as_numpy` has them, *offset* bytes from the tensor's beginning.
 
         Raises:
-            ValueError: they are more than the tensor has.
+            ValueError: they are of another type than the tensor, or more than it has.
         """
-        data = np.ascontiguousarray(np.array(values, copy=False)).reshape(-1).view(np.uint8).data
+        if values.dtype != _NUMPY_TYPES[self._types[name]]:
+            raise ValueError(f"{name} is {self._types[name]} and was given {values.dtype}")
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         if self.is_whole(name):
             raise ValueError(f"{name} was given more bytes than it has: its file is whole")
         self._shards[self.shard_of[name]].write(name, offset, data)
 
     def commit(self) -> dict[str, FileDigest]:
-        """Bring all that was written to the disk, and return the files that have become whole by it."""
+        """Bring all that was written to the disk, and return the files that have become whole by it.
+
+        They get their names by :meth:`publish`, once it is written down that they are whole.
+        """
         done: dict[str, FileDigest] = {}
         for name, shard in list(self._shards.items()):
             if shard.missing() is None:
-                done[name] = shard.finish()
+                done[name] = shard.seal()
                 del self._shards[name]
             else:
                 shard.settle()
+        self._sealed |= done.keys()
         folder_to_disk(self._folder)
         return done
 
+    def publish(self) -> None:
+        """Give the files that :meth:`commit` found whole their names."""
+        if self._sealed:
+            for name in sorted(self._sealed):
+                publish(self._folder / name)
+            self._sealed.clear()
+            folder_to_disk(self._folder)
+
     def finish(self, *, parameter_count: int) -> dict[str, FileDigest]:
-        """Commit, write the index, and return the files that were not whole before.
+        """Commit and publish, write the index, and return the files that were not whole before.
 
         Raises:
             ValueError: a tensor was not filled.
@@ -126,6 +133,7 @@ class ShardWriter:
             if (missing := shard.missing()) is not None:
                 raise ValueError(missing)
         done = self.commit()
+        self.publish()
         index = {
             "metadata": {"total_size": self.total_bytes, "total_parameters": parameter_count},
             "weight_map": {name: file for name, file in sorted(self.shard_of.items()) if name not in self._apart},
@@ -172,8 +180,3 @@ def split_into_shards(
         shards[-1].append(tensor)
         shard_bytes += tensor.size_bytes
     return shards
-
-
-def raw_view(values: mx.array) -> mx.array:
-    """Return *values* as a type that numpy has, without computing anything yet."""
-    return values.view(mx.uint16) if values.dtype == mx.bfloat16 else values

@@ -12,6 +12,7 @@ from r1mac import mlx_lm_api
 from r1mac.engine.control import Control
 from r1mac.engine.events import Event, FinishReason, Notice
 from r1mac.engine.guidance import Guide
+from r1mac.engine.loops import Loop
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.reply import Reply, begin_reply
 from r1mac.engine.request import GenerateRequest
@@ -113,20 +114,25 @@ class Batch:
             reply.ended = True
             yield from self._end(row, "stop")
             return
-        insertion = row.guide.in_place_of(token_id)
+        insertion: str | Loop | None = row.guide.in_place_of(token_id)
         if insertion is None:
             yield from reply.take(token_id)
             if reply.pace():
                 yield row.guide.pace()
             insertion = yield from row.guide.after_token()
-        if insertion is not None:
+        if isinstance(insertion, Loop):
+            yield Notice(kind="loop", text=f"{insertion.text}; it ends here")
+            yield from self._end(row, "loop")
+        elif reply.stopped or reply.left_tokens <= 0:
+            yield from self._end(row, "stop" if reply.stopped else reply.full)
+        elif insertion is not None:
             self._leave(row)
             for inserted_id in self._tokenizer.encode(insertion):
                 yield from reply.take(inserted_id)
-        if reply.left_tokens <= 0:
-            yield from self._end(row, reply.full)
-        elif insertion is not None:
-            self._enter(row)
+            if reply.left_tokens > 0:
+                self._enter(row)
+            else:
+                yield from self._end(row, reply.full)
 
     def _enter(self, row: "_Row") -> None:
         """Have a row go on after the tokens that it has."""

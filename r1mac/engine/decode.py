@@ -1,6 +1,7 @@
 """The loops that write token after token. Each leaves the transcript with no token that it did not yield."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -50,15 +51,45 @@ def _step(transcript: Transcript, token: mx.array, sampler: Sampler, position: i
     return following
 
 
+@dataclass(slots=True)
+class Trace:
+    """What the model said of the token that was yielded last.
+
+    Attributes:
+        logits: its own, ``[vocabulary]``, before mask, penalties and temperature; None before the first token.
+    """
+
+    logits: mx.array | None = None
+
+
 def decode_stepwise(
-    transcript: Transcript, last_id: int, sampler: Sampler, written: Sequence[int], limit: int
+    transcript: Transcript,
+    last_id: int,
+    sampler: Sampler,
+    written: Sequence[int],
+    limit: int,
+    *,
+    mask: Callable[[mx.array], mx.array] | None = None,
+    trace: Trace | None = None,
 ) -> Generator[int]:
-    """Do as ``decode`` does, but compute a token only when the caller has taken all before it."""
+    """Do as ``decode`` does, but compute a token only when the caller has taken all before it.
+
+    Args:
+        transcript: as for ``decode``, like all up to *limit*.
+        last_id: likewise.
+        sampler: likewise; it may need the history.
+        written: likewise.
+        limit: likewise.
+        mask: is given the logits ``[1, vocabulary]`` of the next token and returns those to choose from.
+        trace: is told what each token was chosen from.
+    """
     for _ in range(limit):
-        logits = transcript.feed(mx.array([last_id]))
-        token = sampler.choose(logits, len(written), written)
+        logits = transcript.feed(mx.array([last_id]))[-1:]
+        token = sampler.choose(logits if mask is None else mask(logits), len(written), written)
         last_fed, last_id = last_id, int(token.item())  # type: ignore[arg-type]
         transcript.commit([last_fed])
+        if trace is not None:
+            trace.logits = logits[0]
         yield last_id
         if len(written) % _CLEAR_EVERY_TOKENS == 0:
             mx.clear_cache()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Channel = Literal["think", "answer"]
-FinishReason = Literal["stop", "length", "context", "cancelled", "memory"]
+FinishReason = Literal["stop", "length", "context", "cancelled", "memory", "loop"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Pace:
         return self.left_tokens / self.tokens_per_s if self.tokens_per_s else None
 
 
-NoticeKind = Literal["landing", "loop", "memory", "steering", "cache", "draft"]
+NoticeKind = Literal["landing", "loop", "memory", "steering", "pause", "cache", "draft"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +73,8 @@ class Notice:
 
     Attributes:
         kind: ``landing`` the thought was closed, ``loop`` because it went in circles, ``memory`` the governor gave
-            memory back, ``steering`` a wish was carried out, ``cache`` a prompt cache was read or dropped, ``draft``
-            drafting began or ended.
+            memory back, ``steering`` a wish was carried out, ``pause`` it was paused or goes on, ``cache`` a prompt
+            cache was read or dropped, ``draft`` drafting began or ended.
     """
 
     kind: NoticeKind
@@ -88,6 +88,7 @@ class GenerationStats:
     Attributes:
         prefill_peak_bytes: the most memory that MLX held until the prompt was read.
         peak_bytes: the most that it held at all.
+        earlier_tokens: those of the reply that were written before it was resumed.
     """
 
     prompt_tokens: int
@@ -99,6 +100,7 @@ class GenerationStats:
     decode_seconds: float
     prefill_peak_bytes: int
     peak_bytes: int
+    earlier_tokens: int = 0
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -108,7 +110,7 @@ class GenerationStats:
     @property
     def decode_tokens_per_s(self) -> float | None:
         """Tokens written for each second; the first one belongs to the prefill."""
-        return _rate(self.generated_tokens - 1, self.decode_seconds)
+        return _rate(self.generated_tokens - self.earlier_tokens - 1, self.decode_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +120,7 @@ class Finished:
     Attributes:
         reason: ``stop`` the model ended its answer or came to a stop text, ``length`` max_tokens was reached,
             ``context`` the planned context is full, ``cancelled`` somebody stopped it, ``memory`` it was put down
-            because memory ran out, and can be resumed.
+            because memory ran out, and can be resumed, ``loop`` the answer went in circles.
     """
 
     reason: FinishReason

@@ -11,8 +11,10 @@ from r1mac.engine.landing import (
     continuing_text,
     hint_text,
     longest_closing_texts,
+    loop_landing,
     wished_landing,
 )
+from r1mac.engine.loops import ANSWER_PATIENCE, Loop, LoopDetector
 from r1mac.engine.reply import Reply
 from r1mac.engine.think import THINK_END
 from r1mac.engine.tokenizer import Tokenizer
@@ -25,6 +27,7 @@ class Guide:
         self._reply = reply
         self._control = control
         self._close_id = tokenizer.token_id(THINK_END)
+        self._loops, self._looks_at = _detector(reply), reply.channel
         # How often the thought is to go on where it would close.
         self._more = 0
         self._budget = Budget(
@@ -51,6 +54,11 @@ class Guide:
             left_tokens=left_tokens,
         )
 
+    @property
+    def answer_tokens(self) -> int:
+        """The room that is kept for the answer, the words that close the thought included."""
+        return self._budget.answer_tokens + self._budget.closing_tokens
+
     def in_place_of(self, token_id: int) -> str | None:
         """Return the text that is to come instead of a token that the model chose, or None."""
         if self._more and token_id == self._close_id and self._reply.channel == "think":
@@ -58,13 +66,27 @@ class Guide:
             return continuing_text(self._reply.tail)
         return None
 
-    def after_token(self) -> Generator[Event, None, str | None]:
-        """Return the text that is to follow the reply's last token, or None; yield what the person should know."""
+    @property
+    def wants_entropy(self) -> bool:
+        """Whether it would like to know how sure the model is of its tokens."""
+        return self._loops.wants_entropy
+
+    def after_token(self, entropy_nats: float | None = None) -> Generator[Event, None, str | Loop | None]:
+        """Return what is to follow the reply's last token, or None; yield what the person should know.
+
+        That is text to be put in, or the loop that the answer is in. *entropy_nats* tells how sure the model was of
+        the token, if that is known.
+        """
         reply = self._reply
+        if reply.channel != self._looks_at:
+            self._loops, self._looks_at = _detector(reply), reply.channel
+        loop = self._loops.feed(reply.token_ids[-1], entropy_nats)
         if (wish := self._control.take()) is not None:
             return (yield from self._carry_out(wish))
         if reply.channel != "think":
-            return None
+            return loop
+        if loop is not None:
+            return (yield from self.land(loop_landing(reply.think_tokens, loop.text)))
         due = self._budget.due(reply.think_tokens, len(reply.token_ids), reply.decode_seconds, reply.tokens_per_s)
         return None if due is None else (yield from self.land(due))
 
@@ -92,3 +114,9 @@ class Guide:
                     else "this model's thoughts cannot be made longer",
                 )
                 return None
+
+
+def _detector(reply: Reply) -> LoopDetector:
+    if reply.channel == "think":
+        return LoopDetector()
+    return LoopDetector(subject="the answer", patience=ANSWER_PATIENCE)

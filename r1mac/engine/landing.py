@@ -42,9 +42,9 @@ _CLOSINGS = {
 _ANSWERING = ("I will now give the final answer, based on the thinking so far.", "现在根据以上思考给出最终答案。")
 _WAIT = ("Wait", "等等")
 _HINTS = ("Wait, the user adds: {hint}\nLet me take that into account.", "等等，用户补充说：{hint}\n让我考虑这一点。")
-# Chinese characters and the tags that a hint must not have.
+# Chinese characters, and what a hint must not have: the tags of thoughts, and R1's own tokens.
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
-_TAGS = re.compile("|".join(map(re.escape, (THINK_START, THINK_END))))
+_TAGS = re.compile(rf"{THINK_START}|{THINK_END}|<｜[^<>]*｜>")
 _TAIL_CHARACTERS = 400
 _CHINESE_SHARE = 0.25
 
@@ -187,7 +187,7 @@ def continuing_text(tail: str) -> str:
 
 def hint_text(hint: str, tail: str) -> str:
     """Return the words that bring a person's *hint* into a thought, as one paragraph without tags of its own."""
-    hint = re.sub(r"\s*\n\s*", "\n", _TAGS.sub("", hint)).strip()
+    hint = re.sub(r"\s*\n\s*", "\n", _TAGS.sub(" ", hint)).strip()
     return f"{_paragraph(tail)}{_HINTS[_language(hint or tail)].format(hint=hint)}\n\n"
 
 

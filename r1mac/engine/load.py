@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 from mlx import nn
 
 from r1mac import mlx_lm_api
+from r1mac.engine.batch import Batch
 from r1mac.engine.compute import on_gpu, prepare_weights
 from r1mac.engine.config import config_changes, end_ids
-from r1mac.engine.generate import Session
+from r1mac.engine.generate import Aids, Session
+from r1mac.engine.latent_attention import install_latent_attention
 from r1mac.engine.prompt import PromptTemplate
+from r1mac.engine.router import install_router
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.folder import read_config, read_tensors, weight_files
@@ -25,7 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """A loaded model. It and its sessions live on the thread that loaded it."""
+    """A loaded model. It and its sessions live on the thread that loaded it.
+
+    Attributes:
+        make_aids: makes what helps a session.
+    """
 
     model: nn.Module
     tokenizer: Tokenizer
@@ -33,6 +40,7 @@ class Engine:
     context_tokens: int
     prefill_step_tokens: int
     kv_bits: int = WIDE_BITS
+    make_aids: Callable[[], Aids] = Aids
 
     def session(self) -> Session:
         """Return a new conversation with an empty cache."""
@@ -43,6 +51,18 @@ class Engine:
             context_tokens=self.context_tokens,
             prefill_step_tokens=self.prefill_step_tokens,
             kv_bits=self.kv_bits,
+            aids=self.make_aids(),
+        )
+
+    def batch(self, parallel: int) -> Batch:
+        """Return what writes several replies at once."""
+        return Batch(
+            self.model,
+            self.tokenizer,
+            self.template,
+            parallel=parallel,
+            context_tokens=self.context_tokens,
+            prefill_step_tokens=self.prefill_step_tokens,
         )
 
 
@@ -97,7 +117,7 @@ def _check_files(folder: Path) -> None:
 
 def _load_model(folder: Path, config: dict[str, Any]) -> nn.Module:
     try:
-        return mlx_lm_api.load_lazily(folder, config_changes(config))
+        model = mlx_lm_api.load_lazily(folder, config_changes(config))
     except (
         ValueError,
         LookupError,
@@ -113,3 +133,6 @@ def _load_model(folder: Path, config: dict[str, Any]) -> nn.Module:
             f"the weights in {folder} are not a whole {config.get('model_type')!r} model: {reason}",
             hint="fetch or convert the model again",
         ) from error
+    install_latent_attention(model)
+    install_router(model)
+    return model

@@ -1,32 +1,44 @@
 """What has been written of one reply: its tokens, text, counts and times."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from r1mac.engine.events import Channel, Event, Finished, FinishReason, GenerationStats, PrefillProgress
+from r1mac.engine.events import Channel, Finished, FinishReason, GenerationStats, PrefillProgress, TextDelta
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.request import GenerateRequest
 from r1mac.engine.sampling import Sampler
+from r1mac.engine.stop import StopStrings
 from r1mac.engine.think import ThinkSplitter
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.errors import DoesNotFit
+
+if TYPE_CHECKING:
+    from r1mac.engine.checkpoint import Checkpoint
 
 _PACE_SECONDS = 1.0
 _TAIL_CHARACTERS = 400
 
 
 def begin_reply(
-    request: GenerateRequest, template: PromptTemplate, tokenizer: Tokenizer, *, context_tokens: int
+    request: GenerateRequest,
+    template: PromptTemplate,
+    tokenizer: Tokenizer,
+    *,
+    context_tokens: int,
+    prompt_ids: Sequence[int] | None = None,
 ) -> "Reply":
     """Return the reply to *request*, of which nothing is written.
+
+    *prompt_ids* are the tokens of the prompt, if that was rendered before.
 
     Raises:
         DoesNotFit: the prompt alone fills the planned context.
     """
     prompt = template.render(request.messages, think=request.think)
-    prompt_ids = tokenizer.encode(prompt.text)
+    prompt_ids = tokenizer.encode(prompt.text) if prompt_ids is None else list(prompt_ids)
     if len(prompt_ids) >= context_tokens:
         raise DoesNotFit(
             f"the conversation has {len(prompt_ids)} tokens and memory is planned for {context_tokens}",
@@ -50,6 +62,8 @@ class Reply:
         room_tokens: how many tokens the planned context has for it.
         tokens_per_s: how fast it was of late; None while that is not known.
         ended: whether the model ended it; the end itself is no part of it.
+        read_peak_bytes: tells the most that was held since it began.
+        journal: what keeps its tokens on the disk as they come, if anything does.
     """
 
     def __init__(
@@ -64,14 +78,19 @@ class Reply:
         self.request = request
         self.prompt_ids = prompt_ids
         self.room_tokens = room_tokens
+        self.read_peak_bytes: Callable[[], int] = mx.get_peak_memory
         self.token_ids: list[int] = []
         self.sampler = Sampler(request.sampling)
         self.accepted_draft_tokens = 0
         self.think_tokens = 0
         self.tokens_per_s: float | None = None
         self.ended = False
+        self.journal: Checkpoint | None = None
         self._splitter = splitter
         self._text = tokenizer.stream()
+        self._stops = StopStrings(request.stop) if request.stop else None
+        self._answer_start = 0 if splitter.channel == "answer" else None
+        self._earlier_seconds = 0.0
         self._cached_tokens = self._prefill_peak_bytes = self._earlier_tokens = 0
         self._prefill_started = time.perf_counter()
         self._decode_started: float | None = None
@@ -102,7 +121,7 @@ class Reply:
         """Note that the first new token has come: the whole prompt is read."""
         self._decode_started = self._paced_at = time.perf_counter()
         self._paced_tokens = len(self.token_ids)
-        self._prefill_peak_bytes = mx.get_peak_memory()
+        self._prefill_peak_bytes = self.read_peak_bytes()
         return self.progress(len(self.prompt_ids) + self._earlier_tokens)
 
     def leave_out(self, seconds: float) -> None:
@@ -111,16 +130,31 @@ class Reply:
         self._paced_at += seconds
 
     @property
+    def stopped(self) -> bool:
+        """Whether the answer has come to a stop text."""
+        return self._stops is not None and self._stops.stopped
+
+    @property
+    def answer_ids(self) -> list[int]:
+        """The tokens of the answer so far, without the tag that closed the thought."""
+        return [] if self._answer_start is None else self.token_ids[self._answer_start :]
+
+    @property
+    def may_open_thought(self) -> bool:
+        """Whether the model may still begin with a thought of its own."""
+        return self._splitter.may_open
+
+    @property
     def tail(self) -> str:
         """The end of its text, some hundred characters, tags included."""
         return self._tail
 
     @property
     def decode_seconds(self) -> float:
-        """How long it is being written, pauses not counted."""
+        """How long it is being written, pauses not counted, and what came before it was resumed."""
         if self._decode_started is None:
-            return 0.0
-        return time.perf_counter() - self._decode_started - self._paused_seconds
+            return self._earlier_seconds
+        return self._earlier_seconds + time.perf_counter() - self._decode_started - self._paused_seconds
 
     @property
     def decoding(self) -> bool:
@@ -135,20 +169,43 @@ class Reply:
             cached_tokens=self._cached_tokens,
         )
 
-    def take(self, token_id: int) -> Iterator[Event]:
+    def take(self, token_id: int) -> Iterator[TextDelta]:
         """Add a token and yield the text that became certain."""
         self.token_ids.append(token_id)
-        if self.channel == "think":
-            self.think_tokens += 1
+        was_thinking = self.channel == "think"
+        self.think_tokens += was_thinking
+        if self.journal is not None:
+            self.journal.append((token_id,), think_seconds=self.decode_seconds)
         if text := self._text.push(token_id):
             self._tail = (self._tail + text)[-_TAIL_CHARACTERS:]
-            yield from self._splitter.feed(text)
+            yield from self._cut(self._splitter.feed(text))
+        if was_thinking and self.channel == "answer":
+            self._answer_start = len(self.token_ids)
+        elif self.channel == "think":
+            self._answer_start = None
 
-    def flush(self) -> Iterator[Event]:
+    def replay(self, token_ids: Sequence[int], *, seconds: float) -> Iterator[TextDelta]:
+        """Take the tokens that were written before, in so many seconds, and yield their text."""
+        journal, self.journal = self.journal, None
+        for token_id in token_ids:
+            yield from self.take(token_id)
+        self.journal, self._earlier_seconds = journal, seconds
+
+    def flush(self) -> Iterator[TextDelta]:
         """Yield the text that was held back; no token will follow."""
         if text := self._text.finish():
-            yield from self._splitter.feed(text)
-        yield from self._splitter.finish()
+            yield from self._cut(self._splitter.feed(text))
+        yield from self._cut(self._splitter.finish())
+        if self._stops is not None and (text := self._stops.finish()):
+            yield TextDelta(channel="answer", text=text)
+
+    def _cut(self, deltas: Iterable[TextDelta]) -> Iterator[TextDelta]:
+        """Yield what comes before a stop text; a thought has none."""
+        for delta in deltas:
+            if self._stops is None or delta.channel == "think":
+                yield delta
+            elif text := self._stops.feed(delta.text):
+                yield TextDelta(channel="answer", text=text)
 
     def pace(self) -> bool:
         """Measure how fast it is, about once a second; return whether it was measured now."""
@@ -174,6 +231,7 @@ class Reply:
                 prefill_seconds=decode_started - self._prefill_started,
                 decode_seconds=ended - decode_started - self._paused_seconds,
                 prefill_peak_bytes=self._prefill_peak_bytes,
-                peak_bytes=mx.get_peak_memory(),
+                peak_bytes=self.read_peak_bytes(),
+                earlier_tokens=self._earlier_tokens,
             ),
         )

@@ -1,5 +1,6 @@
 """What generation is asked."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,9 @@ class Sampling:
         frequency_penalty: taken from it for each time that it was written.
         logit_bias: what is added to the logits of single tokens.
         seed: the same seed gives the same text.
+
+    Raises:
+        ValueError: a value is outside what it can mean; the sentence says which and why.
     """
 
     temperature: float = 0.6
@@ -37,6 +41,37 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            # No comparison with a value that is not a number is true.
+            if not least <= value <= most:
+                raise ValueError(f"{name} must be from {least:g} to {most:g}, and is {value:g}")
+        if self.top_p == 0 or self.repetition_penalty == 0:
+            name = "top_p" if self.top_p == 0 else "repetition_penalty"
+            raise ValueError(f"{name} must be more than 0: with 0 no token could be chosen")
+        if not math.isfinite(self.temperature) or self.temperature < 0:
+            raise ValueError(f"temperature must be 0 or more, and is {self.temperature:g}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (for all tokens) or more, and is {self.top_k}")
+        token_ids = [token_id for token_id, _ in self.logit_bias]
+        if len(set(token_ids)) < len(token_ids) or min(token_ids, default=0) < 0:
+            raise ValueError("logit_bias must name every token once, by a number from 0 on")
+        beyond = next((bias for _, bias in self.logit_bias if not -_MOST_BIAS <= bias <= _MOST_BIAS), None)
+        if beyond is not None:
+            raise ValueError(f"a logit_bias must be from {-_MOST_BIAS:g} to {_MOST_BIAS:g}, and one is {beyond:g}")
+
+
+# OpenAI's ranges where it has them: more would leave one token or none. A bias of -100 rules a token out in practice.
+_RANGES: dict[str, tuple[float, float]] = {
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0, 10),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+}
+_MOST_BIAS = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,11 @@ class ThinkSplitter:
         """Where the text that arrives next belongs, as far as is known."""
         return self._channel
 
+    @property
+    def may_open(self) -> bool:
+        """Whether the model may still open a thought of its own."""
+        return self._may_open and self._at_start
+
     def feed(self, text: str) -> Iterator[TextDelta]:
         """Take more text and yield what is certain of it."""
         self._pending += text

@@ -52,6 +52,10 @@ class Tokenizer:
         token_id = self._tokenizer.token_to_id(text)
         return None if token_id is None else int(token_id)
 
+    def as_json(self) -> str:
+        """Return the text of a tokenizer.json that does what this tokenizer does."""
+        return str(self._tokenizer.to_str())
+
     def special_token(self, name: str) -> str | None:
         """Return the text of a special token such as ``bos_token``, or None."""
         value = self.settings.get(name)

@@ -66,6 +66,11 @@ class Transcript:
         """What the cache takes."""
         return sum(layer.nbytes for layer in self._cache)
 
+    @property
+    def room_tokens(self) -> int:
+        """How many tokens the cache can hold before it grows."""
+        return min((layer.room_tokens for layer in self._cache), default=0)
+
     def shared_with(self, token_ids: Sequence[int]) -> int:
         """Return how many tokens *token_ids* has in common with what was read, from the beginning."""
         return shared_prefix(self._token_ids, token_ids)

@@ -79,8 +79,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if (folder / INDEX_NAME).exists():
         return _indexed_files(folder)
     present = {path for path in folder.glob("[!.]*.safetensors") if path.is_file()}
-    absent = {path.with_name(path.name[1 : -len(_HEADER)]) for path in folder.glob(f".*.safetensors{_HEADER}")}
-    files = tuple(sorted(present | absent))
+    files = tuple(sorted(present | expected_files(folder, "*.safetensors")))
     if files:
         return files
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
@@ -111,6 +110,11 @@ def read_tensors(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
                 )
             tensors[name] = (path, entry)
     return tensors
+
+
+def expected_files(folder: Path, pattern: str) -> set[Path]:
+    """Return the weight files named like *pattern* that are known by their headers, and may come later."""
+    return {path.with_name(path.name[1 : -len(_HEADER)]) for path in folder.glob(f".{pattern}{_HEADER}")}
 
 
 def header_path(path: Path) -> Path:

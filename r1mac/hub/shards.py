@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
+from r1mac.durable import write_whole
 from r1mac.errors import BadCheckpoint, writing_to
 from r1mac.formats.folder import DIGESTS_NAME, header_path
 from r1mac.formats.safetensors import read_header
@@ -212,7 +213,7 @@ def _clear_old(listing: RepoListing, files: Sequence[RepoFile], into: Path) -> N
     landing.take_stock(weight_files(files), Tally())
     if not same:
         with writing_to(into):
-            listed.write_text(digests, encoding="utf-8")
+            write_whole(listed, digests)
 
 
 def _fetch_header(listing: RepoListing, file: RepoFile, into: Path) -> None:

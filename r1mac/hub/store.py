@@ -252,7 +252,10 @@ def _lock(path: Path, *, wait_seconds: float, on_wait: Callable[[str], None] | N
     lock = filelock.FileLock(lock_file)
     try:
         with writing_to(path.parent):
+            lock_file.touch()  # filelock tries for ever in a folder that takes no files and does not say so (/proc)
             lock.acquire(timeout=0)
+    except FileNotFoundError as error:
+        raise NotWritable(f"no file can be made in {path.parent}", hint="name another folder") from error
     except filelock.Timeout:
         if on_wait is not None:
             on_wait(path.name)

@@ -8,7 +8,7 @@ from r1mac.errors import UnsupportedMachine
 
 if TYPE_CHECKING:
     # Seven generated classes, 15 ms of a start that reads nothing.
-    from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thunderbolt
+    from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thermal, Thunderbolt
     from r1mac.machine.wired_limit import WiredLimit
 
 # macOS's own name of the limit, which it counts in MiB; 0 is macOS's own limit.
@@ -90,6 +90,10 @@ class Machine(Protocol):
 
     def memory_state(self) -> "MemoryState":
         """Return how short memory is, cheaply enough to be asked again and again."""
+        ...
+
+    def thermal(self) -> "Thermal | None":
+        """Return how far the system has slowed down to cool, as cheaply."""
         ...
 
     def boot(self) -> "Boot":

@@ -25,9 +25,10 @@ from r1mac.machine.darwin_readings import (
     read_boot,
     read_memory_state,
     read_readings,
+    read_thermal,
 )
 from r1mac.machine.disk import existing_parent, free_disk_bytes
-from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thunderbolt
+from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thermal, Thunderbolt
 from r1mac.units import GIB, MIB, format_memory
 
 if TYPE_CHECKING:
@@ -126,6 +127,10 @@ class DarwinMachine(Machine):
     def memory_state(self) -> MemoryState:
         """Return how short memory is: one sysctl."""
         return read_memory_state(self._run)
+
+    def thermal(self) -> Thermal | None:
+        """Return how far macOS has slowed down to cool: one notifyutil, about 11 ms."""
+        return read_thermal(self._run)
 
     def boot(self) -> Boot:
         """Return which start of this Mac it is: one sysctl."""

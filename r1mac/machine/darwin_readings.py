@@ -59,8 +59,13 @@ def read_readings(run: Run, *, platform_machine: str) -> Readings:
         compressed_bytes=pages.get("Pages occupied by compressor"),
         power_source=parse_power_source(run(BATTERY).stdout),
         power_mode=parse_power_mode(run(POWER).stdout),
-        thermal=parse_thermal(run(THERMAL).stdout),
+        thermal=read_thermal(run),
     )
+
+
+def read_thermal(run: Run) -> Thermal | None:
+    """Return how far this Mac has slowed down to cool: one notifyutil."""
+    return parse_thermal(run(THERMAL).stdout)
 
 
 def parse_sysctl(text: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from r1mac.machine.base import HardwareProfile, Machine
 from r1mac.machine.generic import usable_memory_bytes
 from r1mac.machine.imagined import mac
-from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thunderbolt
+from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thermal, Thunderbolt
 from r1mac.units import GIB, TB
 
 
@@ -57,6 +57,10 @@ class FakeMachine(Machine):
     def memory_state(self) -> MemoryState:
         """Return the memory of that state."""
         return self._readings.memory
+
+    def thermal(self) -> Thermal | None:
+        """Return how hot it is in that state."""
+        return self._readings.thermal
 
     def boot(self) -> Boot:
         """Return the start that it was made of."""

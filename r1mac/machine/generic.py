@@ -72,6 +72,9 @@ class GenericMachine(Machine):
 
         return parse_swap(_read(self._root / "proc/meminfo"))
 
+    def thermal(self) -> None:
+        """Return nothing: the names of the levels are a Mac's."""
+
     def boot(self) -> "Boot":
         """Return which start of this computer it is."""
         from r1mac.machine.generic_readings import parse_boot

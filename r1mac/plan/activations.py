@@ -5,15 +5,15 @@ ahead of what runs. So the peak is not what one operation needs but all that lie
 the last one queued: about a layer. ``layer_buffers`` lists the buffers of a layer, with the dispatches of MLX's CPU
 backend between which each is held. ``scripts/measure-memory`` compares the sums with ``mx.get_peak_memory``.
 
-Metal cannot be measured here: the two rules of ``_gpu_bytes`` are read from MLX's source and reproduce published
-peaks.
+Metal cannot be measured here: the rules of ``_gpu_bytes`` are read from MLX's source. That for ordinary attention
+reproduces published peaks; latent attention is r1mac's own, of which none are published.
 """
 
 from functools import lru_cache
 from itertools import pairwise
 
-from r1mac.catalog.arch import ArchSpec
-from r1mac.plan.layer_buffers import Size, ValueTypes, layer_buffers, layer_span
+from r1mac.catalog.arch import ArchSpec, LatentAttention
+from r1mac.plan.layer_buffers import Cut, Extent, Size, ValueTypes, layer_buffers, layer_span, layer_stop, step_extents
 
 # On a CPU stream MLX lets 11 tasks of 10 dispatches wait, the last of them partly filled.
 _DISPATCHES_AHEAD = 105
@@ -33,68 +33,77 @@ def step_bytes(arch: ArchSpec, types: ValueTypes, *, step_tokens: int, context_t
         context_tokens: tokens in the cache after the step.
         on_gpu: whether the kernels are Metal's.
     """
-    return round((_gpu_bytes if on_gpu else _cpu_bytes)(arch, types, step_tokens, context_tokens))
+    held = _gpu_bytes if on_gpu else _cpu_bytes
+    return round(max(held(arch, types, *cut) for cut in step_extents(arch, step_tokens, context_tokens)))
 
 
-def _cpu_bytes(arch: ArchSpec, types: ValueTypes, step_tokens: int, context_tokens: int) -> float:
+def _cpu_bytes(arch: ArchSpec, types: ValueTypes, extent: Extent, cut: Cut) -> float:
     """Return the most that is alive at once, of a layer and of the one queued behind it."""
-    pairs = step_tokens * context_tokens
     most = 0.0
-    for changes in _cpu_changes(arch, types):
+    for changes in _cpu_changes(arch, types, cut):
         alive = 0.0
-        for per_step, per_context, per_pair in changes:
-            alive += per_step * step_tokens + per_context * context_tokens + per_pair * pairs
+        for size in changes:
+            alive += size.of(extent)
             most = max(most, alive)
     return most
 
 
 @lru_cache(maxsize=64)
-def _cpu_changes(arch: ArchSpec, types: ValueTypes) -> list[list[Size]]:
+def _cpu_changes(arch: ArchSpec, types: ValueTypes, cut: Cut) -> list[list[Size]]:
     """Return what comes, and negated what goes, while a layer runs, in order, for each kind of neighbours."""
     ahead = _DISPATCHES_AHEAD + _DISPATCHES_SAVED_BY_CODES * types.quantized_weights
     kinds = _layer_kinds(arch)
     found = []
     for has_experts, next_has_experts in sorted(set(pairwise(kinds)) or {(kinds[0], kinds[0])}):
-        lead, end = layer_span(arch, types, has_experts=has_experts)
-        buffers = [(buffer, 0) for buffer in layer_buffers(arch, types, has_experts=has_experts)]
-        buffers += [(buffer, end + lead) for buffer in layer_buffers(arch, types, has_experts=next_has_experts)]
+        lead, end = layer_span(arch, types, has_experts=has_experts, cut=cut)
+        buffers = [(buffer, 0) for buffer in layer_buffers(arch, types, has_experts=has_experts, cut=cut)]
+        behind = layer_buffers(arch, types, has_experts=next_has_experts, cut=cut)
+        buffers += [(buffer, end + lead) for buffer in behind]
+        stop = layer_stop(arch, cut)
+        stops = () if stop is None else (stop - lead - end, stop, stop + lead + end)
         # What is born counts from the moment at which it is queued; at equal places it comes before what dies.
-        changes = [(buffer.born + place - ahead, 0, buffer.size) for buffer, place in buffers]
+        changes = [(_queued(buffer.born + place, ahead, stops), 0, buffer.size) for buffer, place in buffers]
         changes += [(buffer.dies + place, 1, Size(*(-part for part in buffer.size))) for buffer, place in buffers]
         found.append([size for place, _, size in sorted(changes) if place <= end])
     return found
 
 
-def _gpu_bytes(arch: ArchSpec, types: ValueTypes, step_tokens: int, context_tokens: int) -> float:
+def _queued(place: int, ahead: int, stops: tuple[int, ...]) -> int:
+    """Return which dispatch is at work when that at *place* is queued: nothing is before a stop has been reached."""
+    return max([place - ahead, *(stop for stop in stops if stop < place)])
+
+
+def _gpu_bytes(arch: ArchSpec, types: ValueTypes, extent: Extent, cut: Cut) -> float:
     """Return what the command buffers in flight hold.
 
-    What grows with the context (MLA's scores, keys and values expanded or dequantised for a layer) takes so long
-    that the next dense layer's is queued beside it: the published peaks of the 671B at 4, 8 and 16 Ki tokens
-    (mlx-lm PR 839) show it twice. The rest is held for as many layers as the command buffers have room for, and half
-    a layer more, since they end anywhere; with weights counted as if they were not quantised, the published peaks
-    of Qwen3-4B at 4 to 16 bits (mlx-lm's BENCHMARKS.md) agree.
+    Latent attention stops in every layer: what is in flight is at most all of a layer, with one block of the attention.
+
+    Elsewhere keys and values dequantised for a layer take so long that the next dense layer's are queued beside them.
+    The rest is held for as many layers as the command buffers have room for, and half a layer more, since they end
+    anywhere; with weights counted as if they were not quantised, the published peaks of Qwen3-4B at 4 to 16 bits
+    (mlx-lm's BENCHMARKS.md) agree.
     """
     most = 0.0
-    for has_experts, size, weights in _gpu_sizes(arch, types):
-        whole, fixed = size.of(step_tokens, context_tokens), size.of(step_tokens, 0)
-        if has_experts:
-            most = max(most, whole)
-            continue
-        layers = _VALUES_AHEAD / (fixed / types.value_bytes + weights) + 0.5
-        most = max(most, max(1.0, min(layers, arch.layer_count)) * fixed + 2 * (whole - fixed))
+    for size, weights in _gpu_sizes(arch, types, cut):
+        whole, fixed = size.of(extent), size.step * extent.step
+        if not isinstance(arch.attention, LatentAttention):
+            layers = _VALUES_AHEAD / (fixed / types.value_bytes + weights) + 0.5
+            whole = max(1.0, min(layers, arch.layer_count)) * fixed + 2 * (whole - fixed)
+        most = max(most, whole)
     return most
 
 
 @lru_cache(maxsize=64)
-def _gpu_sizes(arch: ArchSpec, types: ValueTypes) -> list[tuple[bool, Size, int]]:
-    """Return for each kind of layer whether it has experts, what its buffers take on a GPU, and its weights."""
+def _gpu_sizes(arch: ArchSpec, types: ValueTypes, cut: Cut) -> list[tuple[Size, int]]:
+    """Return for each kind of layer what its buffers take on a GPU, and its weights."""
     # The first layer is dense where any layer is.
     weights = sum(tensor.size for _, tensor in arch.counted_tensors if tensor.name.startswith("model.layers.0."))
     found = []
     kinds = _layer_kinds(arch)
     for has_experts in sorted(set(kinds[:-1] or kinds)):
-        sizes = [buffer.size for buffer in layer_buffers(arch, types, has_experts=has_experts) if buffer.on_gpu]
-        found.append((has_experts, Size(*(sum(parts) for parts in zip(*sizes, strict=True))), weights))
+        buffers = layer_buffers(arch, types, has_experts=has_experts, cut=cut)
+        sizes = [buffer.size for buffer in buffers if buffer.on_gpu]
+        found.append((Size(*(sum(parts) for parts in zip(*sizes, strict=True))), weights))
     return found
 
 

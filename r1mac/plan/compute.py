@@ -36,7 +36,10 @@ def loaded_weight_bytes(arch: ArchSpec, stored_bytes: int, compute: Compute) -> 
         if 8 * stored_bytes >= 12 * arch.parameter_count:
             return max(stored_bytes, 4 * arch.parameter_count)
         return stored_bytes + arch.parameter_count // 8 + _wide_bytes(arch)
-    return stored_bytes
+    # Routers are computed with in float32, whatever they are stored in.
+    return stored_bytes + sum(
+        2 * count * tensor.size for count, tensor in arch.counted_tensors if tensor.role == "router"
+    )
 
 
 def _wide_bytes(arch: ArchSpec) -> int:

@@ -35,6 +35,7 @@ class MemoryPlan:
         limit_bytes: the machine's wired limit as far as it can be used, or its memory where there is none.
         max_context_tokens: the longest context that would fit; 0 if the weights alone do not.
         parallel: how many replies are written at once, each with a context of its own.
+        draft_bytes: all that a smaller model takes that drafts for this one.
     """
 
     weight_bytes: int
@@ -49,11 +50,12 @@ class MemoryPlan:
     max_context_tokens: int
     compute: Compute
     parallel: int = 1
+    draft_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """All that is needed at once."""
-        return self.weight_bytes + self.kv_cache_bytes + self.prefill_scratch_bytes
+        return self.weight_bytes + self.kv_cache_bytes + self.prefill_scratch_bytes + self.draft_bytes
 
     @property
     def budget_bytes(self) -> int:
@@ -87,13 +89,12 @@ def fit(
     compute = choose_compute(arch, hardware)
     limit = _usable_limit_bytes(hardware)
     reserve = limit // _RESERVE_SHARE
-    value_bytes = 2 if compute is Compute.AS_STORED else 4
-    needs = _ContextNeeds(
+    needs = ContextNeeds(
         arch,
         hardware,
-        value_bytes=value_bytes,
+        compute=compute,
+        stored_bytes=stored_bytes,
         kv_bits=kv_bits,
-        quantized_weights=compute is not Compute.DEQUANTIZED and 8 * stored_bytes < 12 * arch.parameter_count,
         scratch_factor=scratch_factor,
         parallel=parallel,
     )
@@ -112,7 +113,7 @@ def fit(
     step = min(step, most_step_tokens or step)
     return MemoryPlan(
         weight_bytes=loaded_weight_bytes(arch, stored_bytes, compute),
-        kv_bytes_per_token=kv_bytes_per_token(arch, value_bytes=value_bytes, kv_bits=kv_bits),
+        kv_bytes_per_token=needs.bytes_per_token(kv_bits),
         kv_cache_bytes=needs.cache_bytes(context),
         kv_bits=kv_bits,
         context_tokens=context,
@@ -139,35 +140,46 @@ def _usable_limit_bytes(hardware: HardwareProfile) -> int:
     return min(hardware.wired_limit_bytes, max(hardware.memory_bytes - 4 * GIB, default_bytes))
 
 
-class _ContextNeeds:
-    """The terms of a plan that grow with the context."""
+class ContextNeeds:
+    """The terms of a plan that grow with the context.
+
+    Attributes:
+        steps: the prefill steps that there are, the longest first.
+    """
 
     def __init__(
         self,
         arch: ArchSpec,
         hardware: HardwareProfile,
         *,
-        value_bytes: int,
+        compute: Compute,
+        stored_bytes: int,
         kv_bits: int,
-        quantized_weights: bool,
-        scratch_factor: float,
-        parallel: int,
+        scratch_factor: float = 1.0,
+        parallel: int = 1,
     ) -> None:
+        """Take the shape, the computer, and what ``fit`` is told of both; *compute* is the type to compute in."""
+        self.steps = _PREFILL_STEPS if hardware.system == "macos" else _CPU_PREFILL_STEPS
         self._arch = arch
         self._fused = hardware.fused_attention
-        self._steps = _PREFILL_STEPS if hardware.system == "macos" else _CPU_PREFILL_STEPS
-        self._value_bytes = value_bytes
+        self._value_bytes = 2 if compute is Compute.AS_STORED else 4
         self._kv_bits = kv_bits
-        self._quantized_weights = quantized_weights
+        self._quantized_weights = compute is not Compute.DEQUANTIZED and 8 * stored_bytes < 12 * arch.parameter_count
         self._scratch_factor = scratch_factor
         # Whenever a reply joins or leaves the others, mlx-lm copies the caches of all.
         self._caches = 1 if parallel == 1 else 2 * parallel
 
+    def bytes_per_token(self, kv_bits: int) -> int:
+        """Return what a token of context costs one reply with a cache of that width."""
+        return kv_bytes_per_token(self._arch, value_bytes=self._value_bytes, kv_bits=kv_bits)
+
     def cache_bytes(self, context_tokens: int) -> int:
+        """Return what the caches take when the context is full."""
         one = kv_cache_bytes(self._arch, context_tokens, value_bytes=self._value_bytes, kv_bits=self._kv_bits)
         return self._caches * one
 
     def scratch_bytes(self, context_tokens: int, step_tokens: int) -> int:
+        """Return what a prefill step holds beside weights and cache."""
         scratch = prefill_scratch_bytes(
             self._arch,
             step_tokens=step_tokens,
@@ -181,13 +193,13 @@ class _ContextNeeds:
 
     def fit_into(self, room_bytes: int, context_tokens: int, step_tokens: int | None = None) -> bool:
         """Tell whether cache and scratch fit, with the shortest step if none is said."""
-        scratch = self.scratch_bytes(context_tokens, step_tokens or self._steps[-1])
+        scratch = self.scratch_bytes(context_tokens, step_tokens or self.steps[-1])
         return self.cache_bytes(context_tokens) + scratch <= room_bytes
 
     def longest_step(self, context_tokens: int, room_bytes: int) -> int:
         """Return the longest prefill step that fits, or the shortest there is."""
-        fitting = (step for step in self._steps if self.fit_into(room_bytes, context_tokens, step))
-        return next(fitting, self._steps[-1])
+        fitting = (step for step in self.steps if self.fit_into(room_bytes, context_tokens, step))
+        return next(fitting, self.steps[-1])
 
     def longest_context(self, room_bytes: int) -> int:
         """Return the longest context that fits with the shortest step, in whole grains."""

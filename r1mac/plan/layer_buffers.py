@@ -3,11 +3,15 @@
 Places are dispatches of MLX's CPU backend, counted on MLX 0.32.4 and mlx-lm 0.32.2 from the one that allocates the
 layer's first score matrix; a layer takes 200 to 400 of them. Buffers of a few values a token are left out. A row
 marked METAL exists there too, where a kernel does what takes several operations on a CPU.
+
+Latent attention is r1mac's own (engine/latent_attention.py), which stops until a block of it is computed: nothing that
+comes behind a stop is queued before it.
 """
 
 from typing import NamedTuple
 
 from r1mac.catalog.arch import ArchSpec, GroupedQueryAttention, LatentAttention
+from r1mac.plan.latent_blocks import LEAST_KEYS, VALUES_AT_ONCE, expanded_length, longest_absorbed_step
 
 METAL, CPU = True, False
 # Without a kernel for it, dequantising spreads the codes over 32-bit words first.
@@ -23,16 +27,44 @@ class ValueTypes(NamedTuple):
     quantized_weights: bool = False
 
 
+class Extent(NamedTuple):
+    """How much there is of what buffers grow with."""
+
+    step: float
+    context: float
+    pair: float
+    block_keys: float
+    block_queries: float
+    block_pairs: float
+
+
 class Size(NamedTuple):
-    """Bytes for each token of the step, for each token of the context, and for each pair of both."""
+    """Bytes for each token of the step, for each token of the context, and for each pair of both.
+
+    The last three are of a block of latent attention: for each head and key, head and token of the step, and head, key
+    and token.
+    """
 
     step: float = 0
     context: float = 0
     pair: float = 0
+    block_keys: float = 0
+    block_queries: float = 0
+    block_pairs: float = 0
 
-    def of(self, step_tokens: int, context_tokens: int) -> float:
-        """Return the bytes of a step that ends at *context_tokens*."""
-        return (self.step + self.pair * context_tokens) * step_tokens + self.context * context_tokens
+    def of(self, extent: Extent) -> float:
+        """Return the bytes at an extent."""
+        return sum(size * count for size, count in zip(self, extent, strict=True))
+
+
+class Cut(NamedTuple):
+    """How a step is cut where attention is latent: in the latent's space or not, and in several blocks or one."""
+
+    absorbed: bool = False
+    in_blocks: bool = False
+
+
+_NO_CUT = Cut()
 
 
 class Buffer(NamedTuple):
@@ -96,47 +128,57 @@ _GROUPED_BEFORE = {
 }
 _LATENT_BEFORE = {
     16: (
-        _Row("float32_hidden", 1, -191, -186, CPU),
-        _Row("widened_hidden", 1, -193, -172, CPU),
-        _Row("hidden", 1, -176, -135, METAL),
-        _Row("lora_query", 1, -171, -138, METAL),
-        _Row("lora_query", 1, -139, -105, METAL),
-        _Row("query", 1, -106, 5, METAL),
-        _Row("down", 1, -136, -33, METAL),
-        _Row("latent", 1, -34, -13, METAL),
+        _Row("float32_hidden", 1, -204, -200, CPU),
+        _Row("widened_hidden", 1, -206, -186, CPU),
+        _Row("lora_query", 1, -184, -148, METAL),
+        _Row("lora_query", 1, -181, -176, CPU),
+        _Row("lora_query", 1, -149, -113, METAL),
+        _Row("down", 1, -162, -63, METAL),
+        _Row("latent", 1, -133, -120, CPU),
+        _Row("latent", 1, -63, -33, METAL),
+        _Row("hidden", 1, -190, 28, METAL),  # normed: the module has it until it returns
+        _Row("query", 1, -114, -9, METAL),
     ),
     8: (
-        _Row("float32_hidden", 1, -291, -287, CPU),
-        _Row("widened_hidden", 1, -293, -272, CPU),
-        _Row("hidden", 1, -278, -248, METAL),
-        _Row("lora_query", 1, -249, -179, METAL),
-        _Row("lora_query", 1, -181, -146, METAL),
-        _Row("query", 1, -148, 5, METAL),
-        _Row("down", 1, -261, -186, METAL),
-        _Row("rope_codes", 1, -134, -75, CPU),
-        _Row("latent_codes", 1, -118, -64, CPU),
-        _Row("cached_rope", 1, -80, 1, METAL),
-        _Row("cached_latent", 1, -68, 16, METAL),
+        _Row("float32_hidden", 1, -306, -303, CPU),
+        _Row("widened_hidden", 1, -308, -288, CPU),
+        _Row("lora_query", 1, -260, -191, METAL),
+        _Row("lora_query", 1, -247, -236, CPU),
+        _Row("lora_query", 1, -193, -144, METAL),
+        _Row("down", 1, -281, -207, METAL),
+        _Row("latent", 1, -263, -254, CPU),
+        _Row("latent", 1, -208, -188, METAL),
+        _Row("hidden", 1, -293, 28, METAL),
+        _Row("query", 1, -145, -9, METAL),
+        _Row("latent_codes", 1, -156, -94, CPU),
+        _Row("rope_codes", 1, -137, -84, CPU),
+        _Row("cached_latent", 1, -97, 28, METAL),
+        _Row("cached_rope", 1, -87, 28, METAL),
     ),
     4: (
-        _Row("float32_hidden", 1, -341, -336, CPU),
-        _Row("widened_hidden", 1, -343, -322, CPU),
-        _Row("hidden", 1, -327, -297, METAL),
-        _Row("lora_query", 1, -298, -228, METAL),
-        _Row("lora_query", 1, -229, -193, METAL),
-        _Row("query", 1, -194, 5, METAL),
-        _Row("down", 1, -310, -236, METAL),
-        _Row("rope_codes", 1, -174, -80, CPU),
-        _Row("latent_codes", 1, -154, -65, CPU),
-        _Row("cached_rope", 1, -88, 1, METAL),
-        _Row("cached_latent", 1, -73, 16, METAL),
+        _Row("float32_hidden", 1, -351, -346, CPU),
+        _Row("widened_hidden", 1, -353, -333, CPU),
+        _Row("lora_query", 1, -304, -235, METAL),
+        _Row("lora_query", 1, -292, -281, CPU),
+        _Row("lora_query", 1, -236, -180, METAL),
+        _Row("down", 1, -325, -252, METAL),
+        _Row("latent", 1, -306, -299, CPU),
+        _Row("latent", 1, -253, -233, METAL),
+        _Row("hidden", 1, -336, 28, METAL),
+        _Row("query", 1, -181, -9, METAL),
+        _Row("latent_codes", 1, -193, -96, CPU),
+        _Row("rope_codes", 1, -171, -83, CPU),
+        _Row("cached_latent", 1, -105, 28, METAL),
+        _Row("cached_rope", 1, -91, 28, METAL),
     ),
 }
 # With as many keys as queries nothing is repeated, and the cache is dequantised so much later.
 _NO_REPEAT_DELAYS = {"key_codes": 9, "value_codes": 17, "cached_values": 17}
+# Queries that are absorbed come before the cache in MLX's order.
+_ABSORBED_DELAYS = {"latent_codes": 33, "rope_codes": 17}
 # Dispatches from a layer's input to its scores.
 _GROUPED_LEAD = {16: 155, 8: 264, 4: 318}
-_LATENT_LEAD = {16: 195, 8: 296, 4: 346}
+_LATENT_LEAD = {16: 205, 8: 306, 4: 351}
 # The rotary embedding makes four products of half a vector each.
 _GROUPED = (
     _Row("query", 0.5, -42, -29, CPU),
@@ -149,25 +191,51 @@ _GROUPED = (
     _Row("value", 1, 9, 14, METAL),  # the heads' outputs
     _Row("value", 1, 13, 18, CPU),  # and in the order of the tokens
 )
-_LATENT = (
-    _Row("rope_query", 0.5, -43, -28, CPU),
-    _Row("rope_query", 0.5, -41, -14, CPU),
-    _Row("rope_query", 0.5, -39, -25, CPU),
-    _Row("rope_query", 0.5, -36, -14, CPU),
-    _Row("rope_query", 1, -16, 1, METAL),  # rotated
-    _Row("mask", 1, -100, 100, METAL),  # one for all layers
-    _Row("broadcast", 1, -5, -3, CPU),
-    _Row("expanded_keys", 1, -4, 10, METAL),
-    _Row("scores", 1, 0, 14, METAL),  # of the rotary part
-    _Row("bare_query", 1, 5, 10, CPU),  # scaled
-    _Row("scores", 1, 9, 20, CPU),
-    _Row("broadcast", 1, 14, 16, CPU),
-    _Row("expanded_values", 1, 15, 20, METAL),
-    _Row("value", 1, 19, 24, METAL),
-    _Row("value", 1, 22, 27, CPU),
+_LATENT_ROTATION = (
+    _Row("rope_query", 0.5, -52, -39, CPU),
+    _Row("rope_query", 0.5, -50, -24, CPU),
+    _Row("rope_query", 0.5, -48, -36, CPU),
+    _Row("rope_query", 0.5, -44, -24, CPU),
+    _Row("rope_query", 1, -26, -9, METAL),  # rotated
+    _Row("query", 1, -11, 28, METAL),  # both parts, scaled
 )
+# A block of it: keys and values expanded, or queries taken into the latent's space.
+_EXPANDED = (
+    _Row("expanded_keys", 1, -21, -13, METAL),
+    _Row("keys", 1, -14, 1, METAL),
+    _Row("mask", 1, -3, 5, METAL),
+    _Row("narrow_scores", 1, 0, 9, METAL),
+    _Row("scores", 1, 0, 9, METAL),
+    _Row("scores", 1, 8, 21, METAL),
+    _Row("narrow_scores", 1, 8, 21, METAL),
+    _Row("expanded_values", 1, 17, 21, METAL),
+    _Row("mixed", 1, 20, 26, METAL),
+    _Row("value", 1, 25, 31, METAL),
+)
+_ABSORBED = (
+    _Row("bare_query", 1, -17, -15, METAL),
+    _Row("inner_query", 1, -17, -7, METAL),
+    _Row("shared_keys", 1, -13, 2, METAL),
+    _Row("inner_rope_query", 1, -10, 2, METAL),
+    _Row("mask", 1, 3, 8, METAL),
+    _Row("narrow_scores", 1, 0, 14, METAL),
+    _Row("scores", 1, 0, 14, METAL),
+    _Row("scores", 1, 13, 20, METAL),
+    _Row("narrow_scores", 1, 13, 20, METAL),
+    _Row("inner_mixed", 1, 19, 28, METAL),
+    _Row("value", 1, 27, 32, METAL),
+    _Row("value", 1, 29, 36, METAL),
+)
+# Where there are several blocks: what was seen before, and what other heads gave.
+_OTHER_BLOCKS = {
+    False: (_Row("mixed", 1, -20, 28, METAL), _Row("value", 1, -20, 28, METAL)),
+    True: (_Row("inner_mixed", 1, -20, 28, METAL), _Row("value", 1, -20, 28, METAL)),
+}
+# The attention stops here, until it is computed.
+_LATENT_STOP = {False: 27, True: 31}
 # From here on relative to the attention's output.
-_GROUPED_OUTPUT, _LATENT_OUTPUT = 17, 26
+_GROUPED_OUTPUT = 17
+_LATENT_OUTPUT = {False: 30, True: 35}
 _DENSE = (
     _Row("hidden", 1, 0, 4, METAL),
     _Row("float32_hidden", 1, 5, 9, CPU),
@@ -200,17 +268,14 @@ _EXPERTS_END = 101
 _GROUPING = 19
 
 
-def layer_buffers(arch: ArchSpec, types: ValueTypes, *, has_experts: bool) -> list[Buffer]:
+def layer_buffers(arch: ArchSpec, types: ValueTypes, *, has_experts: bool, cut: Cut = _NO_CUT) -> list[Buffer]:
     """Return the buffers of one layer, its input among them."""
-    latent = isinstance(arch.attention, LatentAttention)
-    before = (_LATENT_BEFORE if latent else _GROUPED_BEFORE)[types.kv_bits]
-    output = _LATENT_OUTPUT if latent else _GROUPED_OUTPUT
-    lead, end = layer_span(arch, types, has_experts=has_experts)
+    lead, end = layer_span(arch, types, has_experts=has_experts, cut=cut)
     sizes = _sizes(arch, types)
+    attention, output = _attention_rows(arch, types, cut)
     rows = (
         (_Row("hidden", 1, -lead, end + 5, METAL), 0),
-        *((row, _delay(arch, row)) for row in before),
-        *((row, 0) for row in (_LATENT if latent else _GROUPED)),
+        *((row, _delay(arch, row, cut)) for row in attention),
         *((row, output) for row in (_BEFORE_EXPERTS if has_experts else _DENSE)),
         *((row, output + _grouping(arch)) for row in (_EXPERTS if has_experts else ())),
     )
@@ -220,19 +285,60 @@ def layer_buffers(arch: ArchSpec, types: ValueTypes, *, has_experts: bool) -> li
     ]
 
 
-def layer_span(arch: ArchSpec, types: ValueTypes, *, has_experts: bool) -> tuple[int, int]:
+def layer_span(arch: ArchSpec, types: ValueTypes, *, has_experts: bool, cut: Cut = _NO_CUT) -> tuple[int, int]:
     """Return the dispatches from a layer's input to its scores, and from there to its output."""
     end = _EXPERTS_END + _grouping(arch) if has_experts else _DENSE_END
     if isinstance(arch.attention, LatentAttention):
-        return _LATENT_LEAD[types.kv_bits], _LATENT_OUTPUT + end
+        return _LATENT_LEAD[types.kv_bits], _LATENT_OUTPUT[cut.absorbed] + end
     return _GROUPED_LEAD[types.kv_bits], _GROUPED_OUTPUT + end
 
 
-def _delay(arch: ArchSpec, row: _Row) -> int:
-    """Return by how much later a buffer comes where every query head has keys of its own."""
+def layer_stop(arch: ArchSpec, cut: Cut) -> int | None:
+    """Return the dispatch up to which a layer is computed before more of it is queued; None if it does not stop."""
+    return _LATENT_STOP[cut.absorbed] if isinstance(arch.attention, LatentAttention) else None
+
+
+def step_extents(arch: ArchSpec, step_tokens: int, context_tokens: int) -> list[tuple[Extent, Cut]]:
+    """Return what steps that end at *context_tokens* multiply their buffers by, and how they are cut.
+
+    One is as long as *step_tokens*. Where that is expanded, another is the longest that is absorbed: it may hold more.
+    """
+    whole = Extent(step_tokens, context_tokens, step_tokens * context_tokens, 0, 0, 0)
+    if not isinstance(arch.attention, LatentAttention):
+        return [(whole, _NO_CUT)]
+    longest = longest_absorbed_step(arch.attention)
+    found = [_latent_extent(arch.attention, min(step_tokens, longest), context_tokens, absorbed=True)]
+    if step_tokens > longest:
+        found.append(_latent_extent(arch.attention, step_tokens, context_tokens, absorbed=False))
+    return found
+
+
+def _latent_extent(
+    shape: LatentAttention, step_tokens: float, context_tokens: int, *, absorbed: bool
+) -> tuple[Extent, Cut]:
+    """Return an extent with blocks as ``latent_blocks`` makes them, but for what it rounds."""
+    values = step_tokens + (0 if absorbed else expanded_length(shape))
+    heads = min(shape.head_count, VALUES_AT_ONCE / (LEAST_KEYS * values))
+    keys = min(shape.head_count * context_tokens, VALUES_AT_ONCE / values)
+    pairs = step_tokens * context_tokens
+    extent = Extent(step_tokens, context_tokens, pairs, keys, heads * step_tokens, keys * step_tokens)
+    return extent, Cut(absorbed, keys < shape.head_count * context_tokens)
+
+
+def _attention_rows(arch: ArchSpec, types: ValueTypes, cut: Cut) -> tuple[tuple[_Row, ...], int]:
+    """Return the rows of a layer up to its attention's output, and where that is."""
+    if not isinstance(arch.attention, LatentAttention):
+        return (*_GROUPED_BEFORE[types.kv_bits], *_GROUPED), _GROUPED_OUTPUT
+    block = (*(_ABSORBED if cut.absorbed else _EXPANDED), *(_OTHER_BLOCKS[cut.absorbed] if cut.in_blocks else ()))
+    return (*_LATENT_BEFORE[types.kv_bits], *_LATENT_ROTATION, *block), _LATENT_OUTPUT[cut.absorbed]
+
+
+def _delay(arch: ArchSpec, row: _Row, cut: Cut) -> int:
+    """Return by how much later a buffer comes: where every query head has keys of its own, or in the latent's space."""
     attention = arch.attention
-    alone = isinstance(attention, GroupedQueryAttention) and attention.head_count == attention.kv_head_count
-    return _NO_REPEAT_DELAYS.get(row.name, 0) if alone else 0
+    if isinstance(attention, LatentAttention):
+        return _ABSORBED_DELAYS.get(row.name, 0) if cut.absorbed else 0
+    return _NO_REPEAT_DELAYS.get(row.name, 0) if attention.head_count == attention.kv_head_count else 0
 
 
 def _grouping(arch: ArchSpec) -> int:
@@ -249,12 +355,12 @@ def _sizes(arch: ArchSpec, types: ValueTypes) -> dict[str, Size]:
         "float32_hidden": Size(step=_FLOAT32_BYTES * hidden),
         "widened_hidden": Size(step=_FLOAT32_BYTES * hidden if value < _FLOAT32_BYTES else 0),
         "inner": Size(step=value * arch.intermediate_size),
-        "mask": Size(pair=1),
-        "scores": Size(pair=value * arch.attention.head_count),
     }
     match arch.attention:
         case GroupedQueryAttention(head_count=heads, kv_head_count=kv_heads, head_dim=length):
             sizes |= {
+                "mask": Size(pair=1),
+                "scores": Size(pair=value * heads),
                 "query": Size(step=value * heads * length),
                 "value": Size(step=value * heads * length),
                 "key": Size(step=value * kv_heads * length),
@@ -277,6 +383,8 @@ def _sizes(arch: ArchSpec, types: ValueTypes) -> dict[str, Size]:
 
 def _latent_sizes(latent: LatentAttention, types: ValueTypes) -> dict[str, Size]:
     value, heads, rank, rope = types.value_bytes, latent.head_count, latent.kv_lora_rank, latent.rope_head_dim
+    # Scores and what is taken from the values are float32; where products are not, they are held in their type too.
+    narrow = value if value < _FLOAT32_BYTES else 0
     return {
         "lora_query": Size(step=value * (latent.q_lora_rank or 0)),
         "query": Size(step=value * heads * (latent.nope_head_dim + rope)),
@@ -285,12 +393,19 @@ def _latent_sizes(latent: LatentAttention, types: ValueTypes) -> dict[str, Size]
         "value": Size(step=value * heads * latent.value_head_dim),
         "down": Size(step=value * (rank + rope)),
         "latent": Size(step=value * rank),
-        "expanded_keys": Size(context=value * heads * latent.nope_head_dim),
-        "expanded_values": Size(context=value * heads * latent.value_head_dim),
         "cached_latent": Size(context=value * rank),
         "cached_rope": Size(context=value * rope),
         "latent_codes": Size(context=_CODE_BYTES * rank),
         "rope_codes": Size(context=_CODE_BYTES * rope),
-        # MLX's CPU backend copies the latent for every head where the weights are quantised.
-        "broadcast": Size(context=value * heads * rank if types.quantized_weights else 0),
+        "mask": Size(block_pairs=1 / heads),
+        "scores": Size(block_pairs=_FLOAT32_BYTES),
+        "narrow_scores": Size(block_pairs=narrow),
+        "expanded_keys": Size(block_keys=value * latent.nope_head_dim),
+        "keys": Size(block_keys=value * (latent.nope_head_dim + rope)),
+        "expanded_values": Size(block_keys=value * latent.value_head_dim),
+        "mixed": Size(block_queries=(_FLOAT32_BYTES + narrow) * latent.value_head_dim),
+        "shared_keys": Size(block_keys=value * (rank + rope) / heads),
+        "inner_query": Size(block_queries=value * rank),
+        "inner_rope_query": Size(block_queries=value * (rank + rope)),
+        "inner_mixed": Size(block_queries=(_FLOAT32_BYTES + narrow) * rank),
     }

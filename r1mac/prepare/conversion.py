@@ -1,14 +1,16 @@
 """Conversions: from opened weights to folders that have their names, with everything that is checked on the way."""
 
 import contextlib
+import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from r1mac import paths
-from r1mac.errors import NotWritable, R1MacError
+from r1mac.errors import BadRecipe, NotWritable, R1MacError
 from r1mac.machine.base import Machine
+from r1mac.prepare.calibrating import STATISTICS_NAME, Quality, statistics_for
 from r1mac.prepare.files import Note, PrepareEvent, Progress
 from r1mac.units import MIB
 
@@ -46,7 +48,7 @@ class Feed(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manner:
-    """How a conversion is done; none of it changes a byte of the result but the size of the files.
+    """How a conversion is done; but for *quality* none of it changes a byte of the result but the size of the files.
 
     Attributes:
         memory_bytes: the most that the process should take; None for little.
@@ -54,6 +56,7 @@ class Manner:
         restart: use nothing that an earlier run left.
         replace: an output may be a model already.
         smoke: generate a few tokens with each result before it gets its name.
+        quality: choose scales and codes by what the matrices are given; None rounds.
     """
 
     memory_bytes: int | None = None
@@ -61,6 +64,7 @@ class Manner:
     restart: bool = False
     replace: bool = False
     smoke: bool = False
+    quality: Quality | None = None
 
 
 class Output(NamedTuple):
@@ -188,8 +192,16 @@ def convert_into(
     from r1mac.hub.manifest import describe, write_manifest
 
     targets = [Target(recipe, folder) for recipe, folder in works]
+    measured = targets[0].folder / STATISTICS_NAME
     try:
-        yield from _converted(source, targets, provenance, machine, manner)
+        statistics = None
+        if manner.quality is not None:
+            _check_can_measure(provenance, manner.quality)
+            statistics = yield from statistics_for(
+                source, manner.quality, targets[0].folder, machine, title=provenance.title
+            )
+        yield from _converted(source, targets, provenance, machine, manner, statistics)
+        shutil.rmtree(measured, ignore_errors=True)
         for recipe, folder in targets:
             yield from _checked(folder, machine, smoke=manner.smoke)
             _write_card(folder, provenance)
@@ -201,8 +213,26 @@ def convert_into(
         raise
 
 
+def _check_can_measure(provenance: Provenance, quality: Quality) -> None:
+    """Refuse to measure weights that come file by file and go: they would have to come twice.
+
+    Raises:
+        BadRecipe: saying how to have them here.
+    """
+    if provenance.feed is not None and quality.statistics is None:
+        raise BadRecipe(
+            f"--quality reads the weights twice, and those of {provenance.title} are fetched file by file",
+            hint=f"fetch them whole with `hf download {provenance.repo} --local-dir FOLDER`, and convert that folder",
+        )
+
+
 def _converted(
-    source: "Source", targets: "Sequence[Target]", provenance: Provenance, machine: Machine, manner: Manner
+    source: "Source",
+    targets: "Sequence[Target]",
+    provenance: Provenance,
+    machine: Machine,
+    manner: Manner,
+    statistics: Path | None,
 ) -> Iterator[PrepareEvent]:
     from r1mac.convert.pipeline import ConversionStarted, StepDone, StepStarting, TensorWritten, convert_all
     from r1mac.convert.writer import MAX_SHARD_BYTES
@@ -216,6 +246,7 @@ def _converted(
         block_bytes=block_bytes_for(manner.memory_bytes, [target.recipe for target in targets]),
         restart=manner.restart,
         by_source_file=feed is not None,
+        statistics=statistics,
     ):
         match event:
             case ConversionStarted():

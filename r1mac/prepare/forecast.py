@@ -1,7 +1,7 @@
 """``r1mac convert --dry-run``: what a conversion would make and take, from shapes alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,22 +59,34 @@ class Forecast:
     compute_s: float
 
 
-def forecast_model(spec: "ModelSpec", recipes: "Sequence[Recipe]", *, memory_bytes: int | None) -> Forecast:
+def forecast_model(
+    spec: "ModelSpec", recipes: "Sequence[Recipe]", *, prediction: bool = True, memory_bytes: int | None
+) -> Forecast:
     """Return the forecast for a model of the catalog; none of its files is needed.
+
+    Without *prediction* its layers behind the last one (MTP) are left out.
 
     Raises:
         BadRecipe: a recipe cannot be applied to it.
     """
     from r1mac.convert.layout import layout_on_paper
 
-    layouts = [layout_on_paper(spec.arch, recipe) for recipe in recipes]
+    arch = spec.arch if prediction else replace(spec.arch, prediction_layer_count=0)
+    layouts = [layout_on_paper(arch, recipe) for recipe in recipes]
     return _forecast(spec.source_repo, spec.source_bytes, recipes, layouts, memory_bytes)
 
 
 def forecast_local(
-    path: Path, recipes: "Sequence[Recipe]", *, adapters: Sequence[Path] = (), memory_bytes: int | None
+    path: Path,
+    recipes: "Sequence[Recipe]",
+    *,
+    adapters: Sequence[Path] = (),
+    prediction: bool = True,
+    memory_bytes: int | None,
 ) -> Forecast:
     """Return the forecast for the weights at *path*, of which only headers are read.
+
+    Without *prediction* layers behind the last one (MTP) are left out.
 
     Raises:
         BadCheckpoint, BadRecipe: as a conversion would.
@@ -83,7 +95,7 @@ def forecast_local(
     from r1mac.convert.layout import plan_layout
     from r1mac.convert.sources import open_source
 
-    source = open_source(paths.expanded(path), adapters)
+    source = open_source(paths.expanded(path), adapters, prediction=prediction)
     layouts = [plan_layout(source, recipe) for recipe in recipes]
     names = {name for tensor in layouts[0].tensors for name in tensor.sourcing.names}
     source_bytes = sum(map(source.size_bytes, names))

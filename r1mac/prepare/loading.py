@@ -2,15 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1mac.machine.base import Machine
 from r1mac.machine.occupancy import Holder, occupy
 from r1mac.plan.fit import MemoryPlan
+from r1mac.prepare.drafting import Draft
 from r1mac.prepare.files import PrepareEvent, Progress
 from r1mac.prepare.planning import Judgement
-from r1mac.prepare.target import Target, described
+from r1mac.prepare.target import described
+from r1mac.settings import Settings
 
 if TYPE_CHECKING:
     from r1mac.engine.load import Engine
@@ -50,8 +53,19 @@ def memory_held(
         yield recording
 
 
-def load(target: Target, plan: MemoryPlan, folder: Path) -> Generator[PrepareEvent, None, "Engine"]:
-    """Load the model in *folder* as *plan* says, and return its engine."""
+def load(
+    judgement: Judgement, machine: Machine, folder: Path, settings: Settings, draft: Draft | None = None
+) -> Generator[PrepareEvent, None, "Engine"]:
+    """Load the model in *folder* as *judgement* says, and *draft* beside it; return its engine."""
+    from r1mac.prepare.aids import aids_maker
+
+    engine = yield from _load(judgement.wish.target.title, folder, judgement.plan)
+    drafting = None if draft is None else (yield from _load(draft.title, draft.folder, draft.plan))
+    make_aids = aids_maker(judgement, machine, folder, settings, draft=draft, drafting=drafting)
+    return replace(engine, make_aids=make_aids)
+
+
+def _load(title: str, folder: Path, plan: MemoryPlan) -> Generator[PrepareEvent, None, "Engine"]:
     from r1mac.engine.load import load_engine
 
     steps = load_engine(
@@ -67,4 +81,4 @@ def load(target: Target, plan: MemoryPlan, folder: Path) -> Generator[PrepareEve
         except StopIteration as stop:
             engine: Engine = stop.value
             return engine
-        yield Progress(task="load", title=target.title, done=done, total=total)
+        yield Progress(task="load", title=title, done=done, total=total)

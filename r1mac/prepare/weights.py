@@ -60,6 +60,11 @@ def find_weights(name: str) -> Weights:
     """
     path = paths.expanded(Path(name))
     is_path = name.startswith((".", "/", "~"))
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise BadCheckpoint(
+            f"{path} is neither a file nor a folder: weights are read at any place, and a pipe has only its end",
+            hint="write it into a file first",
+        )
     if path.exists() and (is_path or "/" in name or path.is_file() or (path / "config.json").exists()):
         return Weights(path=path)
     if is_path or path.suffix in {".gguf", ".safetensors"}:
@@ -87,6 +92,7 @@ def convert_weights(
     *,
     adapters: Sequence[Path] = (),
     keep_source: bool = False,
+    prediction: bool = True,
     on_wait: Callable[[str], None] | None = None,
 ) -> Generator[PrepareEvent, None, tuple[Path, ...]]:
     """Convert *weights*, wherever they are, into a new folder for each of *outputs*, and return the folders.
@@ -99,6 +105,7 @@ def convert_weights(
         manner: how.
         adapters: folders of adapters to merge, in their order.
         keep_source: weights from the Hub stay in the store.
+        prediction: convert layers behind the last one (MTP) too, into files of their own.
         on_wait: called with a model's name while another r1mac is at work on it.
 
     Raises:
@@ -112,12 +119,12 @@ def convert_weights(
         check_output(output.folder, inside, replace=manner.replace)
     if weights.path is not None:
         card = weights.path / "README.md" if weights.path.is_dir() else None
-        source = open_source(weights.path, adapters)
+        source = open_source(weights.path, adapters, prediction=prediction)
         provenance = Provenance(title=weights.title, source=source.description, source_card=card)
         return (yield from convert_to_folders(source, outputs, provenance, machine, manner, on_wait=on_wait))
 
     def use(origin: Origin) -> Generator[PrepareEvent, None, tuple[Path, ...]]:
-        source = open_origin(origin, adapters)
+        source = open_origin(origin, adapters, prediction=prediction)
         provenance = provenance_of(origin, title=weights.title)
         return (yield from convert_to_folders(source, outputs, provenance, machine, manner, on_wait=on_wait))
 
@@ -125,11 +132,11 @@ def convert_weights(
     return (yield from from_hub(weights.repo, use, settings, machine, keep_source=keep_source, on_wait=on_wait))
 
 
-def open_origin(origin: Origin, adapters: Sequence[Path] = ()) -> "Source":
+def open_origin(origin: Origin, adapters: Sequence[Path] = (), *, prediction: bool = True) -> "Source":
     """Open the weights of a Hub repository, named as such and not by the hidden folder that they come to."""
     from r1mac.convert.sources import open_source
 
-    source = open_source(origin.folder, adapters)
+    source = open_source(origin.folder, adapters, prediction=prediction)
     source.description = " + ".join([origin.repo, *map(str, adapters)])
     return source
 

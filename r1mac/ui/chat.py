@@ -2,23 +2,21 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from r1mac import paths
 from r1mac.engine.control import Control
-from r1mac.engine.events import Finished
+from r1mac.engine.events import Event, Finished
 from r1mac.engine.request import GenerateRequest, Message
 from r1mac.errors import R1MacError, writing_to
 from r1mac.ui import console, interrupt, stream
+from r1mac.ui.steering import KEYS
 
-if TYPE_CHECKING:
-    from r1mac.engine.fake import RecitingSession
-    from r1mac.engine.generate import Session
-
-HELP = """\
+HELP = (
+    """\
 /help    this text
 /reset   forget the conversation
 /save F  write the conversation to the file F (JSON, or text where F ends in .txt or .md)
@@ -26,10 +24,25 @@ HELP = """\
 /exit    leave (so does Ctrl-D)
 
 Enter sends; Alt-Enter, or a \\ at the end of a line, begins a new line.
-Ctrl-C stops the answer; once more, at the prompt, leaves."""
+Ctrl-C stops the answer; once more, at the prompt, leaves.
+
+While the model writes:
+"""
+    + KEYS
+)
 
 
 _COMMANDS = {"/help", "/?", "/reset", "/clear", "/save", "/stats", "/exit", "/quit", "/bye"}
+
+
+class Generator(Protocol):
+    """What answers: a session, or what stands for one."""
+
+    def generate(self, request: GenerateRequest, control: Control | None = None) -> Iterator[Event]:
+        """Yield the events of a reply; the last is Finished."""
+
+
+OnTurn = Callable[[tuple[Message, ...], str, str, Finished], None]
 
 
 @dataclass
@@ -40,15 +53,24 @@ class Chat:
         make_request: builds a request from the whole conversation.
         opening: messages that every conversation begins with (the system prompt).
         on_finished: is told of each answer.
+        on_turn: is told of each turn, so that it can be kept: the conversation up to then without *opening*, the
+            last thought and answer, and how it ended.
+        messages: the conversation, which may have begun earlier. Where its last message is a question, the reply
+            to it is asked for at once.
+        begun: what to say of a conversation that began earlier.
+        go_on: the command that goes on with a reply that was cut off.
     """
 
-    session: "Session | RecitingSession"
+    session: Generator
     make_request: Callable[[tuple[Message, ...]], GenerateRequest]
     opening: tuple[Message, ...]
     title: str
     quiet: bool
     on_finished: Callable[[Finished], None] = lambda _finished: None
+    on_turn: OnTurn = lambda _messages, _thought, _answer, _finished: None
     messages: list[Message] = field(default_factory=list)
+    begun: str = ""
+    go_on: str | None = None
     last: Finished | None = None
 
     def run(self) -> None:
@@ -59,6 +81,10 @@ class Chat:
         """
         prompt = _make_prompt()
         console.note(f"{self.title}. /help for help, Ctrl-D to leave.")
+        if self.begun:
+            console.note(self.begun)
+        if self.messages and self.messages[-1].role == "user":
+            self._say(self.messages.pop().text)
         while True:
             try:
                 text = prompt().strip()
@@ -75,17 +101,19 @@ class Chat:
 
     def _say(self, text: str) -> None:
         """Send the person's text and show the answer. An answer that was stopped stays in the conversation."""
-        messages = (*self.opening, *self.messages, Message("user", text))
+        messages = (*self.messages, Message("user", text))
         control = Control()
         try:
             with interrupt.stops(control):
-                events = self.session.generate(self.make_request(messages), control)
-                answer, self.last = stream.show(events, quiet=self.quiet, as_json=False)
-                self.on_finished(self.last)
+                events = self.session.generate(self.make_request((*self.opening, *messages)), control)
+                shown = stream.show(events, quiet=self.quiet, as_json=False, control=control, go_on=self.go_on)
+                self.last = shown.finished
+                self.on_finished(shown.finished)
         except R1MacError as error:
             console.error(error.problem, error.hint)
             return
-        self.messages += [Message("user", text), Message("assistant", answer)]
+        self.messages = [*messages, Message("assistant", shown.answer)]
+        self.on_turn(tuple(self.messages), shown.thought, shown.answer, shown.finished)
 
     def _command(self, text: str) -> bool:
         """Do what a line that begins with a slash says, and return whether to leave."""

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-_VERBS = {"download": "downloading", "verify": "verifying", "convert": "converting", "load": "loading"}
+_VERBS = {
+    "download": "downloading",
+    "verify": "verifying",
+    "calibrate": "calibrating with",
+    "weigh": "weighing the matrices of",
+    "convert": "converting",
+    "load": "loading",
+}
 _KEPT = {"download": "downloaded", "convert": "converted"}
 _BYTE_TASKS = {"download", "verify", "convert"}
 

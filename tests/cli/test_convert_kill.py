@@ -53,7 +53,11 @@ def _journalled(partial: Path) -> dict[str, tuple[int, int]]:
         shards = Journal.load(partial).shards
     except BadCheckpoint:
         return {}
-    return {name: ((partial / name).stat().st_ino, (partial / name).stat().st_mtime_ns) for name in shards}
+    # A file that is journalled may not have its name yet.
+    there = {
+        name: next(path for path in (partial / name, partial / f"{name}.partial") if path.exists()) for name in shards
+    }
+    return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in there.items()}
 
 
 def test_killed_at_random_moments(source: Path, environment: dict[str, str], tmp_path: Path) -> None:

@@ -216,6 +216,35 @@ def test_a_model_without_the_adapter_is_found_out(base: Path, tmp_path: Path) ->
     assert "most of its effect is lost" in effect.sentence()
 
 
+def test_experts_that_mlx_lm_trained_as_a_stack_are_merged_one_by_one(tmp_path: Path) -> None:
+    """The result is what ``LoRASwitchLinear.fuse`` makes of the same stack, for every expert."""
+    from mlx_lm.models.switch_layers import SwitchLinear
+    from mlx_lm.tuner.lora import LoRASwitchLinear
+
+    base = write_checkpoint(tmp_path / "base", DEEPSEEK_V3)
+    module = "model.layers.1.mlp.switch_mlp.up_proj"
+    halves = {
+        f"{module}.lora_a": mx.random.normal((8, 4, 256), key=mx.random.key(1)) * 0.1,
+        f"{module}.lora_b": mx.random.normal((8, 128, 4), key=mx.random.key(2)) * 0.1,
+    }
+    adapter = write_mlx_adapter(tmp_path / "adapter", halves, lora_parameters={"rank": 4, "scale": 3.0, "dropout": 0})
+    source = open_source(base, [adapter])
+    before = open_source(base)
+    names = [f"model.layers.1.mlp.experts.{number}.up_proj.weight" for number in range(8)]
+    stack = SwitchLinear(256, 128, 8, bias=False)
+    stack.weight = mx.stack([before.rows(name, 0, 128).astype(mx.float32) for name in names])
+    trained = LoRASwitchLinear.from_base(stack, r=4, scale=3.0)
+    trained.lora_a, trained.lora_b = halves.values()
+
+    out = _convert(source, tmp_path / "out", bits=16)
+
+    exact = _float32(trained.fuse().weight)
+    for number, name in enumerate(names):
+        assert_rounded(merged_rows(source, name), exact[number])
+    assert_rounded(_float32(mx.load(str(out / "model.safetensors"))[f"{module}.weight"]), exact)
+    assert measure_effect(source, out).changed_count == 8
+
+
 def test_the_effect_on_stacked_experts_is_measured(tmp_path: Path) -> None:
     """An expert's change is looked for in the stack that MLX keeps the experts in."""
     base = write_checkpoint(tmp_path / "base", DEEPSEEK_V3)

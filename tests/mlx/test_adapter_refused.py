@@ -169,14 +169,26 @@ def test_an_adapter_of_mlx_lm_that_does_not_fit(
         open_source(base, [adapter])
 
 
-def test_stacked_experts_of_mlx_lm_are_refused(tmp_path: Path) -> None:
-    """An adapter for MLX's stack of experts does not fit the experts of the Hub's checkpoint."""
+@pytest.mark.parametrize(
+    ("module", "shapes", "words"),
+    [
+        ("mlp.switch_mlp.up_proj", ((8, 4, 256), (7, 128, 4)), r"lora_b \[7, 128, 4\]"),
+        ("mlp.switch_mlp.up_proj", ((8, 4, 256), (8, 128, 5)), "experts, rank, columns"),
+        ("mlp.switch_mlp.up_proj", ((9, 4, 256), (9, 128, 4)), r"experts\.8\.up_proj"),
+        ("mlp.switch_mlp.up_proj", ((8, 4, 250), (8, 128, 4)), r"experts\.0\.up_proj"),
+        ("mlp.other", ((8, 4, 256), (8, 128, 4)), "stacked experts"),
+    ],
+)
+def test_experts_of_another_stack_are_refused(
+    module: str, shapes: tuple[tuple[int, ...], tuple[int, ...]], words: str, tmp_path: Path
+) -> None:
+    """An adapter for more experts, other ranks or other matrices is refused with the tensor's name."""
     base = write_checkpoint(tmp_path / "base", DEEPSEEK_V3)
-    module = "model.layers.1.mlp.switch_mlp.up_proj"
-    tensors = {f"{module}.lora_a": mx.ones((8, 4, 256)), f"{module}.lora_b": mx.ones((8, 128, 4))}
+    module = f"model.layers.1.{module}"
+    tensors = {f"{module}.lora_a": mx.ones(shapes[0]), f"{module}.lora_b": mx.ones(shapes[1])}
     adapter = write_mlx_adapter(tmp_path / "adapter", tensors)
 
-    with pytest.raises(BadCheckpoint, match="stacked experts"):
+    with pytest.raises(BadCheckpoint, match=words):
         open_source(base, [adapter])
 
 

@@ -112,7 +112,7 @@ def test_float32_changes_scales_and_not_codes(kind: str, folders: Callable[[str,
 @pytest.mark.parametrize("bits", [4, 16])
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_as_stored_leaves_every_type(kind: str, bits: int, folders: Callable[[str, int], Path]) -> None:
-    """A model that computes as stored has the names, types and values of its files."""
+    """A model that computes as stored has the names, types and values of its files; routers alone are widened."""
     engine, _ = _load(folders(kind, bits), Compute.AS_STORED)
 
     loaded = dict(tree_flatten(engine.model.parameters()))
@@ -120,7 +120,7 @@ def test_as_stored_leaves_every_type(kind: str, bits: int, folders: Callable[[st
     for path in folders(kind, bits).glob("model*.safetensors"):
         stored |= mx.load(str(path))
     assert {name: values.dtype for name, values in loaded.items()} == {
-        name: values.dtype for name, values in stored.items()
+        name: mx.float32 if name.endswith("mlp.gate.weight") else values.dtype for name, values in stored.items()
     }
     assert all(bool(mx.array_equal(values, stored[name]).item()) for name, values in loaded.items())
 

@@ -1,5 +1,6 @@
 """DeepSeek's layer behind the last one (MTP): converted into files of its own, and no part of the model."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 
 from r1mac.catalog.arch import parse_arch, prediction_tensors
 from r1mac.catalog.models import find
+from r1mac.convert.card import write_card
 from r1mac.convert.layout import layout_on_paper
-from r1mac.convert.pipeline import convert
+from r1mac.convert.pipeline import StepDone, convert
 from r1mac.convert.recipe import Override, Recipe, plain
 from r1mac.convert.sources import open_source
 from r1mac.errors import BadCheckpoint
@@ -134,6 +136,51 @@ def test_the_layer_is_cut_into_files_of_its_own(source: Path, tmp_path: Path) ->
     assert len(set(names)) == len(names) == len(_mlx_names())
 
 
+@pytest.mark.parametrize("is_indexed", [True, False])
+def test_a_converted_model_keeps_the_layer_when_it_is_converted_again(
+    ours: Path, is_indexed: bool, tmp_path: Path
+) -> None:
+    """Written out at 16 bits and quantised once more, model and layer are those of the first conversion."""
+    folder = Path(shutil.copytree(ours, tmp_path / "ours"))
+    if not is_indexed:
+        (folder / "model.safetensors.index.json").unlink()
+
+    wide = by_r1mac(folder, tmp_path / "wide", plain(bits=16))
+    again = by_r1mac(folder, tmp_path / "again", plain(bits=2))
+
+    for stem in ("model", "mtp"):
+        first, values, narrow = (mx.load(str(path / f"{stem}.safetensors")) for path in (folder, wide, again))
+        for name, written in values.items():
+            module = name.removesuffix(".weight")
+            if f"{module}.scales" not in first:
+                assert mx.array_equal(written, first[name]), name
+                continue
+            bits = 2 if "switch_mlp" in name else 6
+            meant = mx.dequantize(first[name], first[f"{module}.scales"], first[f"{module}.biases"], 64, bits)
+            assert mx.array_equal(written, meant), name
+            assert mx.array_equal(narrow[name], mx.quantize(meant, 64, 2)[0]), name
+
+
+def test_the_layer_can_be_left_out(source: Path, tmp_path: Path) -> None:
+    """Then the result is the model alone, its card says so, and one that was begun with it is begun anew."""
+    with_it, without = tmp_path / "with", tmp_path / "without"
+    for folder in (with_it, without):
+        folder.mkdir()
+    begun = convert(open_source(source), RECIPE, with_it, max_shard_bytes=400_000)
+    for event in begun:
+        if isinstance(event, StepDone):
+            begun.close()
+    first, *_ = convert(open_source(source, prediction=False), RECIPE, with_it, max_shard_bytes=400_000)
+    for _ in convert(open_source(source, prediction=False), RECIPE, without):
+        pass
+    write_card(without, title="mine", repo=None, revision=None, source_card=None)
+
+    assert "prediction layer" in first.reasons[0]
+    assert not list(without.glob("mtp*"))
+    assert_identical(without, by_r1mac(source, tmp_path / "both", RECIPE))
+    assert "| not converted | the prediction layer (MTP) |" in (without / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     "name", ["enorm.weight", "mlp.experts.3.up_proj.weight", "self_attn.kv_b_proj.weight", "shared_head.norm.weight"]
 )
@@ -147,6 +194,7 @@ def test_a_layer_that_is_not_whole_is_refused(name: str, tmp_path: Path) -> None
         by_r1mac(source, tmp_path / "ours", RECIPE)
 
     assert PREFIX + name in caught.value.problem
+    assert "--no-mtp" in str(caught.value.hint)
 
 
 def _mlx_names() -> list[str]:

@@ -294,12 +294,14 @@ def test_checksums_are_those_of_the_files(limit, tmp_path):
     assert {name: (len(data), hashlib.sha256(data).hexdigest()) for name, data in files.items()} == digests
 
 
-def test_a_file_that_is_whole_is_named_as_soon_as_it_is(tmp_path):
-    """A commit gives the files that are full their names, and leaves the others for later."""
+def test_a_file_that_is_whole_is_named_when_that_is_written_down(tmp_path):
+    """A commit tells which files are full; they get their names afterwards, and the others stay for later."""
     with ShardWriter(tmp_path, LAYOUTS, max_shard_bytes=80) as writer:
         writer.append("embed", VALUES["embed"])
         writer.append("stack", VALUES["stack"][:1])
         done = writer.commit()
+        assert {path.suffix for path in tmp_path.iterdir()} == {".partial"}
+        writer.publish()
 
     assert list(done) == ["model-00001-of-00003.safetensors"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [

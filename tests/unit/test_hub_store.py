@@ -12,7 +12,7 @@ import pytest
 from r1mac import durable
 from r1mac.errors import BadCheckpoint, DiskFull, NotWritable, R1MacError, UnknownModel
 from r1mac.hub.manifest import MANIFEST_NAME, describe, format_manifest, load_manifest, parse_manifest, write_manifest
-from r1mac.hub.store import Store
+from r1mac.hub.store import Store, building
 
 
 @pytest.fixture
@@ -210,6 +210,13 @@ def test_removing_what_another_process_makes_is_refused(store):
     with filelock.FileLock(store.root / ".r1.lock"), pytest.raises(NotWritable, match="at work"):
         store.remove("r1")
     assert shown(store) == ["r1"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_a_place_that_takes_no_files_is_said_at_once():
+    """Where no lock can be made, nothing waits for it."""
+    with pytest.raises(NotWritable, match="no file can be made in /proc"), building(Path("/proc/r1")):
+        pass
 
 
 def test_sweep_clears_only_trash(store):

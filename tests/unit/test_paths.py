@@ -11,6 +11,8 @@ PLACES = {
     "config.toml": paths.config_file,
     "models": paths.models_dir,
     "chat-history": paths.history_file,
+    "chats": paths.chats_dir,
+    "prompt-cache": paths.prompt_cache_dir,
 }
 
 
@@ -34,6 +36,8 @@ def test_without_r1mac_home_the_systems_own_places_are_taken(environ):
     assert paths.config_file(environ) == platformdirs.user_config_path("r1mac") / "config.toml"
     assert paths.models_dir(environ) == platformdirs.user_data_path("r1mac") / "models"
     assert paths.history_file(environ) == platformdirs.user_data_path("r1mac") / "chat-history"
+    assert paths.chats_dir(environ) == platformdirs.user_data_path("r1mac") / "chats"
+    assert paths.prompt_cache_dir(environ) == platformdirs.user_cache_path("r1mac") / "prompt-cache"
 
 
 @pytest.mark.parametrize("place", PLACES.values())

@@ -67,7 +67,8 @@ def test_the_671b_on_512_gb_is_planned_term_by_term():
     """On an M3 Ultra with 512 GB every term of the 4-bit 671B's plan is the sum done by hand."""
     plan = plan_of("671b", M3_ULTRA_512)
 
-    assert plan.weight_bytes == 377_606_822_912 + 29_696
+    # The routers of 58 layers, 256 experts x 7168, are widened to float32 when they are loaded.
+    assert plan.weight_bytes == 377_606_822_912 + 29_696 + 58 * 256 * 7168 * 2
     assert plan.kv_bytes_per_token == 70_272
     assert plan.context_tokens == DEFAULT_CONTEXT_TOKENS
     assert plan.kv_cache_bytes == 32_768 * 70_272
@@ -80,15 +81,22 @@ def test_the_671b_on_512_gb_is_planned_term_by_term():
 
 def test_the_prefill_step_shrinks_until_the_plan_fits():
     """The step is the longest that the budget holds: twice as long would not fit."""
-    plan = plan_of("671b", M3_ULTRA_512, context_tokens=65_536)
-    arch = arch_of("671b")
+    plan = plan_of("7b", M1_8, context_tokens=8192)
     doubled = prefill_scratch_bytes(
-        arch, step_tokens=2 * plan.prefill_step_tokens, context_tokens=65_536, fused_attention=True
+        arch_of("7b"), step_tokens=2 * plan.prefill_step_tokens, context_tokens=8192, fused_attention=True
     )
 
     assert plan.fits
     assert 64 <= plan.prefill_step_tokens < 2048
     assert plan.weight_bytes + plan.kv_cache_bytes + doubled > plan.budget_bytes
+
+
+def test_the_671b_reads_its_whole_context_in_the_longest_steps():
+    """What latent attention holds does not grow with the context: all 163,840 tokens fit 512 GB beside steps of 2048."""
+    plan = plan_of("671b", M3_ULTRA_512, context_tokens=163_840)
+
+    assert plan.fits
+    assert plan.prefill_step_tokens == 2048
 
 
 def test_a_small_model_reads_its_prompt_in_the_longest_steps():

@@ -183,17 +183,25 @@ def test_a_vector_of_no_whole_groups_stays_wide():
     assert scratch[2] == scratch[3]
 
 
-@pytest.mark.parametrize(("context", "peak"), [(4096, 383.213e9), (8192, 388.343e9), (16384, 398.605e9)])
-def test_the_published_peaks_of_the_671b_are_reproduced(context, peak):
-    """Weights, cache and prefill scratch are within 0.1 % of the peaks that mlx-lm PR 839 measured at step 2048."""
+@pytest.mark.parametrize(("context", "peak", "share"), [(4096, 383.213e9, 0.4), (16384, 398.605e9, 0.15)])
+def test_latent_attention_holds_far_less_than_mlx_lms(context, peak, share):
+    """Cache and scratch of the 671B at step 2048, beside what mlx-lm's own attention took (PR 839): 5.6 and 21.0 GB."""
     arch = arch_of("671b")
     scratch = prefill_scratch_bytes(arch, step_tokens=2048, context_tokens=context, fused_attention=True)
 
-    total = weight_bytes(arch, Quantization(bits=4)) + kv_cache_bytes(arch, context) + scratch
+    assert kv_cache_bytes(arch, context) + scratch < share * (peak - 377.607e9)
 
-    assert total == pytest.approx(peak, rel=0.001)
-    # The part beside the weights is what the formula says anything about: 5.6, 10.7 and 21.0 GB.
-    assert total - 377.607e9 == pytest.approx(peak - 377.607e9, rel=0.03)
+
+def test_latent_attention_needs_no_more_for_a_longer_context():
+    """Blocks bound the scores: ten times the context costs nothing, or the dequantised cache of one layer."""
+    sizes = {"step_tokens": 2048, "fused_attention": True}
+    arch = arch_of("671b")
+
+    at_16 = [prefill_scratch_bytes(arch, context_tokens=context, **sizes) for context in (16_384, 163_840)]
+    at_8 = [prefill_scratch_bytes(arch, context_tokens=context, kv_bits=8, **sizes) for context in (16_384, 163_840)]
+
+    assert at_16[1] - at_16[0] < 0.01 * at_16[0]
+    assert at_8[1] - at_8[0] == pytest.approx((163_840 - 16_384) * (512 + 64) * 2, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -244,22 +252,15 @@ def test_scratch_without_fused_attention_has_a_score_matrix():
     assert long - short == 512 * 4096 * (4 * 64 + 1)
 
 
-def test_quantised_weights_copy_the_latent_for_every_head_on_a_cpu():
-    """MLX's CPU backend cannot multiply one latent by the codes of many heads: two copies of 128 x 512 x context."""
-    sizes = {"step_tokens": 64, "context_tokens": 4096, "value_bytes": 4}
+@pytest.mark.parametrize("fused", [True, False])
+def test_quantised_weights_change_little_of_what_is_held(fused):
+    """A block's matrices are dequantised for its heads: nothing is copied for each of them."""
+    sizes = {"step_tokens": 512, "context_tokens": 4096, "value_bytes": 4, "fused_attention": fused}
     arch = arch_of("671b")
 
-    wide, narrow = (
-        prefill_scratch_bytes(arch, fused_attention=False, quantized_weights=quantized, **sizes)
-        for quantized in (False, True)
-    )
+    wide, narrow = (prefill_scratch_bytes(arch, quantized_weights=quantized, **sizes) for quantized in (False, True))
 
-    assert narrow - wide == pytest.approx(2 * 128 * 512 * 4096 * 4, rel=0.05)
-    on_gpu = {
-        prefill_scratch_bytes(arch, fused_attention=True, quantized_weights=quantized, **sizes)
-        for quantized in (False, True)
-    }
-    assert len(on_gpu) == 1
+    assert narrow == pytest.approx(wide, rel=0.05)
 
 
 def test_a_step_is_not_longer_than_the_context():
@@ -277,7 +278,7 @@ def test_a_step_is_not_longer_than_the_context():
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_prompt_holds_what_its_largest_step_holds(prompt, step, end, fused):
     """Read from its beginning, a prompt ends with a shorter step; the plan allows for a full one there."""
-    arch = arch_of("671b")
+    arch = arch_of("70b")
     types = {"fused_attention": fused, "kv_bits": 8}
 
     found = prompt_scratch_bytes(arch, step_tokens=512, prompt_tokens=prompt, **types)

@@ -201,17 +201,17 @@ def test_a_limit_that_breaks_the_reserve_that_was_asked_for_does_not_stay():
 
 
 def test_a_limit_that_is_raised_for_speed_says_so():
-    """The 671B with all of its context fits 512 GB with a short prefill step; what a long one needs is told beside it."""
-    tuning = tune("671b", M3_ULTRA_512, context_tokens=163_840)
+    """The 32B with 28,672 tokens fits 36 GB with a short prefill step; what a long one needs is told beside it."""
+    tuning = tune("32b", M3_MAX_36_MACOS15, context_tokens=28_672)
     now = fit(
-        find("671b").arch, M3_ULTRA_512, stored_bytes=stored_bytes("671b", 4), context_tokens=163_840,
+        find("32b").arch, M3_MAX_36_MACOS15, stored_bytes=stored_bytes("32b", 4), context_tokens=28_672,
         kv_bits=tuning.kv_bits,
     )  # fmt: skip
     (reason,) = (reason for reason in tuning.reasons if "macOS's own limit of" in reason)
 
     assert now.fits
     assert now.prefill_step_tokens < 512 <= tuning.prefill_step_tokens
-    assert reason.startswith("it fits macOS's own limit of 464.0 GiB")
+    assert reason.startswith("it fits macOS's own limit of 27.0 GiB")
     assert f"with a prefill step of {now.prefill_step_tokens}; one of {tuning.prefill_step_tokens}, which" in reason
 
 

@@ -1,5 +1,7 @@
 """What a name means to somebody who wants to convert it."""
 
+import os
+
 import pytest
 
 from r1mac.errors import BadCheckpoint, UnknownModel
@@ -35,6 +37,16 @@ def test_path_goes_before_a_name(tmp_path, monkeypatch):
     assert str(find_weights("some.gguf").path) == "some.gguf"
     assert find_weights("70b").path is None
     assert find_weights("./70b").path is not None
+
+
+@pytest.mark.parametrize("prefix", ["", "./"])
+def test_a_pipe_is_refused_and_not_waited_for(prefix, tmp_path, monkeypatch):
+    """Nobody may ever write into it."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("weights.gguf")
+
+    with pytest.raises(BadCheckpoint, match="neither a file nor a folder"):
+        find_weights(f"{prefix}weights.gguf")
 
 
 @pytest.mark.parametrize(

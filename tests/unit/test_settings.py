@@ -1,5 +1,6 @@
 """Preferences: who overrules whom, and what is refused."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from r1mac import settings
 from r1mac.errors import BadSettings
 
-# One value of each setting for each place that can say it; all differ.
+# One value of each setting for each place that can say it; each differs from what it overrules.
 VALUES = {
     "bits": (3, 6, 8),
     "kv_bits": (4, 8, 16),
@@ -16,6 +17,12 @@ VALUES = {
     "max_tokens": (100, 200, 300),
     "temperature": (0.1, 0.2, 0.3),
     "top_p": (0.7, 0.8, 0.9),
+    "top_k": (10, 20, 30),
+    "min_p": (0.01, 0.02, 0.03),
+    "parallel": (2, 3, 4),
+    "draft": ("off", "lookup", "off"),
+    "save_chats": (True, False, True),
+    "prompt_cache_gb": (1.5, 0.0, 20.0),
     "models_dir": (Path("/a"), Path("/b"), Path("/c")),
 }
 
@@ -37,6 +44,8 @@ def load(home: Path, config: str | bytes | None = None, **environ_and_flags: obj
 
 def toml(name: str, value: object) -> str:
     """Return one line of config.toml."""
+    if isinstance(value, bool):
+        return f"{name} = {str(value).lower()}\n"
     return f"{name} = {str(value)!r}\n" if isinstance(value, Path) else f"{name} = {value}\n"
 
 
@@ -124,7 +133,7 @@ def test_a_tilde_in_models_dir_is_the_home(where, home, monkeypatch):
 # As a text, which is also what a variable holds; in config.toml it is written without and with quotes.
 WRONG = [
     ("bits", "four"),
-    ("bits", "5"),
+    ("bits", "7"),
     ("bits", "4.0"),
     ("bits", "-4"),
     ("bits", ""),
@@ -136,6 +145,10 @@ WRONG = [
     ("temperature", "hot"),
     ("temperature", "-0.1"),
     ("temperature", "nan"),
+    ("save_chats", "maybe"),
+    ("save_chats", "2"),
+    ("prompt_cache_gb", "-1"),
+    ("prompt_cache_gb", "20gb"),
     ("temperature", "inf"),
     ("top_p", "most"),
     ("top_p", "-1.0"),
@@ -172,8 +185,10 @@ def test_a_wrong_line_of_config_is_refused_with_its_place_and_value(name, value,
     assert repr(value) in problem
 
 
-@pytest.mark.parametrize("value", ["true", "[1]", "{ a = 1 }", "2026-11-01", "nan", "-inf", "-1", "1e999"])
-@pytest.mark.parametrize("name", VALUES)
+OTHER_KINDS = ["true", "[1]", "{ a = 1 }", "2026-11-01", "nan", "-inf", "-1", "1e999"]
+
+
+@pytest.mark.parametrize(("name", "value"), sorted({*product(VALUES, OTHER_KINDS)} - {("save_chats", "true")}))
 def test_values_of_another_kind_are_refused(name, value, home):
     """TOML's other kinds of values are refused for every setting, a folder that is not a text included."""
     problem = _refusal(home, f"{name} = {value}")

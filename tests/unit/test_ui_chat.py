@@ -4,12 +4,13 @@ import json
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from r1mac import paths
 from r1mac.engine.control import Control
-from r1mac.engine.events import Event, TextDelta
+from r1mac.engine.events import Event, Finished, TextDelta
 from r1mac.engine.fake import RecitingSession
 from r1mac.engine.request import GenerateRequest, Message
 from r1mac.errors import DoesNotFit
@@ -25,7 +26,11 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Chat]:
     """Return a function that lets a person type *lines* and a model recite *answers*, then returns the chat."""
 
     def run(
-        lines: Iterable[str], answers: Iterable[str | Exception] = (), *, session: RecitingSession | None = None
+        lines: Iterable[str],
+        answers: Iterable[str | Exception] = (),
+        *,
+        session: RecitingSession | None = None,
+        **options: Any,
     ) -> Chat:
         typed = iter(lines)
 
@@ -42,6 +47,7 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Chat]:
             opening=(SYSTEM,),
             title="Tiny",
             quiet=False,
+            **options,
         )
         chat.run()
         return chat
@@ -63,6 +69,41 @@ def test_each_question_brings_the_whole_conversation(
     )
     assert chat.messages[-1] == Message("assistant", "Four.")
     assert capsys.readouterr().out == "Two.\nFour.\n"
+
+
+def test_each_turn_can_be_kept(talk: Callable[..., Chat]) -> None:
+    """Who keeps conversations is told of each turn: all messages but the opening, the thought, and how it ended."""
+    kept: list[tuple[list[str], str, str, str]] = []
+
+    def keep(messages: tuple[Message, ...], thought: str, answer: str, finished: Finished) -> None:
+        kept.append(([message.text for message in messages], thought, answer, finished.reason))
+
+    error = DoesNotFit("the conversation has 9000 tokens", hint="/reset")
+    talk(["1+1?", "too long", "2+2?"], ["so</think>\n\nTwo.", error, "hm</think>Four."], on_turn=keep)
+
+    assert kept == [
+        (["1+1?", "Two."], "so", "Two.", "stop"),
+        (["1+1?", "Two.", "2+2?", "Four."], "hm", "Four.", "stop"),
+    ]
+
+
+YESTERDAY = [Message("user", "1+1?"), Message("assistant", "Two.")]
+
+
+def test_a_conversation_goes_on(talk: Callable[..., Chat], capsys: pytest.CaptureFixture[str]) -> None:
+    """A chat that began earlier says so, and asks with all that was said."""
+    chat = talk(["2+2?"], ["</think>Four."], messages=[*YESTERDAY], begun="going on with yesterday's chat, 1 turn")
+
+    assert "going on with yesterday's chat, 1 turn" in capsys.readouterr().err.splitlines()
+    assert chat.session.requests[0].messages == (SYSTEM, *YESTERDAY, Message("user", "2+2?"))
+
+
+def test_a_question_without_a_reply_is_answered_first(talk: Callable[..., Chat]) -> None:
+    """A chat that was cut off in a reply goes on with it before anything is typed."""
+    chat = talk(["and 3+3?"], ["</think>Four.", "</think>Six."], messages=[*YESTERDAY, Message("user", "2+2?")])
+
+    assert chat.session.requests[0].messages == (SYSTEM, *YESTERDAY, Message("user", "2+2?"))
+    assert [message.text for message in chat.messages][2:] == ["2+2?", "Four.", "and 3+3?", "Six."]
 
 
 @pytest.mark.parametrize("line", ["/exit", "/quit", "/bye", " /exit "])
@@ -103,6 +144,7 @@ def test_help_names_every_command(talk: Callable[..., Chat], capsys: pytest.Capt
     names = [line.split()[0] for line in chat_module.HELP.splitlines() if line.startswith("/")]
     talk([*(name for name in names if name != "/exit"), "/exit"])
 
+    assert "answer now" in chat_module.HELP
     assert names == ["/help", "/reset", "/save", "/stats", "/exit"]
     assert "there is no command" not in capsys.readouterr().err
 

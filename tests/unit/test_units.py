@@ -14,6 +14,7 @@ from r1mac.units import (
     format_memory,
     format_seconds,
     format_size,
+    parse_seconds,
 )
 
 
@@ -92,3 +93,36 @@ def test_a_duration_is_written_in_its_two_largest_units(seconds, text):
 def test_a_duration_just_below_a_minute_is_not_sixty_seconds():
     """Rounding never shows 60 seconds beside a unit of 60."""
     assert format_seconds(59.97) == "1 min 00 s"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("0.5", 0.5),
+        ("2m", 120),
+        ("2 min", 120),
+        ("1h30m", 5_400),
+        ("1.5h", 5_400),
+        ("1h 30m 10s", 5_410),
+        ("2 Minutes", 120),
+        ("3 min 20 s", 200),
+        ("2 h 05 min", 7_500),
+    ],
+)
+def test_durations_are_read_as_people_write_them(text, seconds):
+    assert parse_seconds(text) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-5", "m", "2m30", "1:30", "ten", "1e3", "2m 1h", "5x", "9" * 40, "nan", "inf"]
+)
+def test_what_is_no_duration_is_refused_with_examples(text):
+    with pytest.raises(ValueError, match="say seconds, or for example 90s, 2m or 1h30m"):
+        parse_seconds(text)
+
+
+@pytest.mark.parametrize("seconds", [1, 59.4, 61, 200, 3_600, 7_512])
+def test_a_duration_that_was_written_is_read_again(seconds):
+    assert parse_seconds(format_seconds(seconds)) == pytest.approx(seconds, rel=0.01)
