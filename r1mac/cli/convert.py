@@ -1,6 +1,5 @@
 """``r1mac convert``."""
 
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,31 +7,14 @@ from typing import TYPE_CHECKING
 import click
 
 from r1mac.cli import options
+from r1mac.cli import quality as quality_options
 from r1mac.cli.recipes import list_recipes
+from r1mac.cli.size import Size
 from r1mac.machine import detect
 
 if TYPE_CHECKING:
-    from r1mac.prepare.calibrating import Quality
     from r1mac.prepare.conversion import Manner, Output
     from r1mac.prepare.weights import Weights
-
-_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[kmg]i?b)", re.IGNORECASE)
-
-
-class Size(click.ParamType[int]):
-    """A number of bytes with its unit, such as ``4gb``."""
-
-    name = "SIZE"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the bytes."""
-        if isinstance(value, int):
-            return value
-        match = _SIZE.fullmatch(str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a size such as 500mb or 4gb", param, ctx)
-        return round(float(match["number"]) * _UNITS[match["unit"].lower()])
 
 
 @click.command(short_help="Convert SOURCE (a folder, a file, or a model on the Hub) to an MLX model.")
@@ -72,31 +54,7 @@ class Size(click.ParamType[int]):
     multiple=True,
     help="A LoRA or DoRA adapter (PEFT, Unsloth, mlx-lm) to merge on the way; may be given again.",
 )
-@click.option(
-    "--quality",
-    is_flag=True,
-    help="Choose scales and codes by what the weights are multiplied with, which is measured first: slower, and "
-    "much nearer to the original at 2, 3 and 4 bits.",
-)
-@click.option(
-    "--statistics",
-    type=click.Path(path_type=Path),
-    metavar="FOLDER",
-    help="What `r1mac calibrate` measured, for --quality.  [default: measured now]",
-)
-@click.option(
-    "--calibration",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="A text of your own to measure with, for --quality.  [default: r1mac's]",
-)
-@click.option(
-    "--bits-per-weight",
-    type=click.FloatRange(min=1, max=16),
-    metavar="X",
-    help="A width of its own for each kind of matrix, so that the mean is X and little is lost; goes with --quality.",
-)
-@click.option("--fit", "fit_bytes", type=Size(), help="As --bits-per-weight, for weights of this size, such as 48gb.")
+@quality_options.options
 @click.option("--memory", type=Size(), help="The most memory to take, such as 4gb.  [default: little]")
 @click.option("--max-shard", type=Size(), help="The largest weight file, such as 2gb.  [default: 5 GiB, as mlx-lm]")
 @click.option("--keep-source", is_flag=True, help="Keep the weights that are fetched from the Hub.")
@@ -162,14 +120,14 @@ def command(
     if output is None and adapters and not dry_run:
         raise click.UsageError("name the folder to make with -o FOLDER: with an adapter it is a model of your own")
     group = None if group_size is None else int(group_size)
-    asked_quality = _quality(asked=quality, statistics=statistics, calibration=calibration)
+    asked_quality = quality_options.asked_quality(asked=quality, statistics=statistics, calibration=calibration)
     if bits_per_weight is not None or fit_bytes is not None:
         if bits or recipe or group or dry_run or (bits_per_weight and fit_bytes):
             raise click.UsageError(
                 "--bits-per-weight and --fit choose all widths themselves, after measuring: leave out --bits, "
                 "--group-size, --recipe and --dry-run, and name only one of the two"
             )
-        made, asked_quality = _within_budget(
+        made, asked_quality = quality_options.within_budget(
             weights, output, bits_per_weight, fit_bytes, dtype, asked_quality, adapters, as_json=as_json, quiet=quiet
         )
     else:
@@ -187,64 +145,6 @@ def command(
         return
     kept = {"keep_source": keep_source, "prediction": not no_mtp}
     _convert(weights, made, manner, adapters=adapters, **kept, as_json=as_json, quiet=quiet)
-
-
-def _quality(*, asked: bool, statistics: Path | None, calibration: Path | None) -> "Quality | None":
-    from r1mac import paths
-    from r1mac.prepare.calibrating import Quality
-
-    if not asked and (statistics or calibration):
-        raise click.UsageError("--statistics and --calibration are for --quality: add it, or leave them out")
-    if statistics and calibration:
-        raise click.UsageError("--statistics were measured with a text already: leave out --calibration")
-    if not asked:
-        return None
-    return Quality(
-        statistics=None if statistics is None else paths.expanded(statistics),
-        text_file=None if calibration is None else paths.expanded(calibration),
-    )
-
-
-def _within_budget(
-    weights: "Weights",
-    output: Path | None,
-    bits_per_weight: float | None,
-    fit_bytes: int | None,
-    dtype: str | None,
-    quality: "Quality | None",
-    adapters: tuple[Path, ...],
-    *,
-    as_json: bool,
-    quiet: bool,
-) -> "tuple[list[Output], Quality]":
-    """Measure, choose widths, write them beside the output as a recipe, and say what they are."""
-    from r1mac.errors import BadRecipe
-    from r1mac.prepare.budget import Budget, choose_recipe_within
-    from r1mac.prepare.calibrating import Quality
-    from r1mac.prepare.conversion import Output, outputs_of
-    from r1mac.ui import console
-    from r1mac.ui.progress import ProgressDisplay
-    from r1mac.units import format_size
-
-    if quality is None:
-        raise click.UsageError("--bits-per-weight and --fit go with --quality: add it")
-    if weights.path is None or output is None:
-        raise BadRecipe(
-            f"what the matrices of {weights.title} cost is measured on its weights, which are not on this disk",
-            hint=f"fetch them with `hf download {weights.repo} --local-dir FOLDER`, and convert that folder",
-        )
-    (folder,) = outputs_of(output, ["mixed"])
-    budget = Budget(bits_per_weight=bits_per_weight, size_bytes=fit_bytes, dtype=dtype)
-    with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
-        chosen, statistics, file = display.run(
-            choose_recipe_within(weights.path, folder, budget, quality, detect.detect(), adapters=adapters)
-        )
-    if not quiet and not as_json:
-        console.note(
-            f"{format_size(chosen.size_bytes)}: {chosen.recipe.summary}; `{file}` has the widths, {statistics} what "
-            "was measured"
-        )
-    return [Output(chosen.recipe, folder)], Quality(statistics=statistics)
 
 
 def _outputs(

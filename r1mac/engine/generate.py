@@ -190,13 +190,17 @@ class Session:
     def _end(self, reply: Reply, reason: FinishReason) -> Iterator[Notice]:
         """Keep what is worth it of a reply that has ended."""
         cache, journal = self._aids.prompt_cache, reply.journal
+        if journal is None:
+            return
         resumable = reason in {"cancelled", "memory"}
-        if journal is not None:
-            if cache is not None:
-                tokens = None if resumable else len(reply.prompt_ids)
-                if note := cache.store(self._transcript, tokens).note:
-                    yield Notice(kind="cache", text=note)
-            if not resumable:
-                journal.finish(reason)
-            if journal.problem:
-                yield Notice(kind="cache", text=f"this reply is not kept: {journal.problem}")
+        prompt_tokens = len(reply.prompt_ids)
+        if cache is not None:
+            if note := cache.store(self._transcript, None if resumable else prompt_tokens).note:
+                yield Notice(kind="cache", text=note)
+            if not resumable and reply.think_tokens:
+                # A thought is no part of any later prompt.
+                cache.drop_after(self._transcript, prompt_tokens)
+        if not resumable:
+            journal.finish(reason)
+        if journal.problem:
+            yield Notice(kind="cache", text=f"this reply is not kept: {journal.problem}")

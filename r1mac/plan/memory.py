@@ -9,9 +9,9 @@ from r1mac.plan.layer_buffers import ValueTypes
 
 # mlx-lm grows its caches in blocks of this many tokens.
 CACHE_BLOCK_TOKENS = 256
-# Values of a cached vector that share a scale. At 4 bits twice as many scales halve the error (docs/lab.md); a
-# vector whose length none divides stays wide.
-_KV_GROUP_SIZES = {8: (64, 32), 4: (32,)}
+# Values of a cached vector that share a scale: 64 would take a sixteenth less at 8 bits, and has twice the error
+# (docs/lab.md). A vector whose length it does not divide stays wide.
+_KV_GROUP_SIZE = 32
 WIDE_BITS = 16
 
 
@@ -71,7 +71,7 @@ def weight_bytes(arch: ArchSpec, quantization: Quantization) -> int:
 
 def kv_group_size(length: int, kv_bits: int) -> int | None:
     """Return how many values of a cached vector of *length* share a scale; None where it is kept wide."""
-    return next((size for size in _KV_GROUP_SIZES.get(kv_bits, ()) if length % size == 0), None)
+    return _KV_GROUP_SIZE if kv_bits < WIDE_BITS and length % _KV_GROUP_SIZE == 0 else None
 
 
 def kv_bytes_per_token(arch: ArchSpec, *, value_bytes: int = 2, kv_bits: int = 16) -> int:

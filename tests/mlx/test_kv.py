@@ -139,7 +139,7 @@ def test_narrow_caches_are_narrow() -> None:
     """With 16-bit scales, 8 bits take about half and 4 bits less than a third, for MLA too."""
     for shape in ("llama", "qwen2", "qwen3", "deepseek_v3"):
         wide, eight, four = (kv_bytes_per_token(parse_arch(SHAPES[shape]), kv_bits=bits) for bits in (16, 8, 4))
-        assert (eight / wide, four / wide) == (8.5 / 16, 5 / 16), shape
+        assert (eight / wide, four / wide) == (9 / 16, 5 / 16), shape
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])

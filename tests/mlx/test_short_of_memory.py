@@ -28,14 +28,14 @@ SHAPE = {
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
 }
-# Of keys and values in float32; codes have a scale and a bias of 4 bytes for each 64 or 32 values.
+# Of keys and values in float32; codes have a scale and a bias of 4 bytes for each 32 values.
 TOKEN_BYTES = {
     16: 2 * LAYERS * KV_VALUES * 4,
-    8: 2 * LAYERS * (KV_VALUES + KV_VALUES // 64 * 8),
+    8: 2 * LAYERS * (KV_VALUES + KV_VALUES // 32 * 8),
     4: 2 * LAYERS * (KV_VALUES // 2 + KV_VALUES // 32 * 8),
 }
-ASKED = request((Message("user", "x" * 600),), max_tokens=900)
-REPLIES = int(os.environ.get("R1MAC_SHORTAGES", "10"))
+ASKED = request((Message("user", "x" * 600),), max_tokens=600)
+REPLIES = int(os.environ.get("R1MAC_SHORTAGES", "6"))
 
 
 class _Shortage:
@@ -91,7 +91,7 @@ def test_enough_memory_changes_nothing(engine: Engine) -> None:
 def test_a_shortage_at_any_moment(number: int, engine: Engine, tmp_path: Path) -> None:
     """Memory becomes short at a random moment: there is an answer, or a reply on the disk that can be resumed."""
     chance = random.Random(number)
-    shortage = _Shortage(chance.randrange(1, 70), chance.randrange(30) * MIB // 2)
+    shortage = _Shortage(chance.randrange(1, 40), chance.randrange(24) * MIB // 2)
     kept_at = tmp_path / "reply.journal"
 
     events = _run(_session(engine, shortage), ASKED, kept_at)
@@ -113,9 +113,9 @@ def test_a_shortage_at_any_moment(number: int, engine: Engine, tmp_path: Path) -
 
 def test_the_cache_is_narrowed_under_way(engine: Engine) -> None:
     """A shortage that a narrower cache cures costs nothing else: the reply is whole."""
-    shortage = _Shortage(40, 9 * MIB)
+    shortage = _Shortage(20, 4 * MIB)
 
-    events = _run(_session(engine, shortage), ASKED)
+    events = _run(_session(engine, shortage), replace(ASKED, max_tokens=900))
 
     said = [what for kind, what in notices(events) if kind == "memory"]
     assert any("8 bits" in what for what in said)
