@@ -11,12 +11,12 @@ from r1mac.convert.pipeline import convert
 from r1mac.convert.recipe import plain as plain_recipe
 from r1mac.convert.sources import open_source
 from r1mac.engine.decode import decode
+from r1mac.engine.drafts.speculation import Drafter, Speculation
+from r1mac.engine.drafts.step_costs import CostBook, Gauge, StepCosts
 from r1mac.engine.load import load_engine
 from r1mac.engine.request import Sampling
 from r1mac.engine.sampling import Sampler
-from r1mac.engine.speculative import Drafter, Speculation
 from r1mac.engine.transcript import Transcript
-from r1mac.engine.verify_cost import CostBook, Gauge, StepCosts
 from r1mac.plan.compute import Compute
 from tests.checkpoints import write_checkpoint
 

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from r1mac.engine.governor import Action, DropBuffers, Governor, Land, NarrowCache, ShortenStep, Stop, Tell
-from r1mac.engine.outlook import MemoryReading, Situation
+from r1mac.engine.memory.governor import Action, DropBuffers, Governor, Land, NarrowCache, ShortenStep, Stop, Tell
+from r1mac.engine.memory.outlook import MemoryReading, Situation
 from r1mac.plan.memory import CACHE_BLOCK_TOKENS
 from r1mac.units import GIB, MIB
 

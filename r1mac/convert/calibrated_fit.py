@@ -19,8 +19,9 @@ from r1mac.plan.memory import Quantization
 
 # Sweeps after the feedback: the first ones bring most of what there is to gain.
 SWEEPS = 3
-# Added to every correlation's diagonal. A text is a sample: what it leaves out must not look free of cost.
-_DAMPING = 0.01
+# How far correlations are taken back. Those of a text are not those of all texts: believed whole, feedback was worse
+# on other texts than none at all (docs/lab.md).
+_DOUBT = 0.2
 # Of the mean: the least that a channel counts, so that one that the text never stirred keeps its weights.
 _LEAST_SHARE = 1e-3
 # Raised when the same statistics and weights give other codes or scales.
@@ -110,7 +111,7 @@ class CalibratedFit:
             roots = mx.sqrt(moments[start:end])
             part = rows[:, start:end]
             first = fit_with_feedback(part, factor / roots, bits=width.bits, group_size=width.group_size, dtype=dtype)
-            products = _damped(correlation) * roots * roots[:, None]
+            products = _believed(correlation) * roots * roots[:, None]
             made.append(descend(part, first, products, bits=width.bits, sweeps=self._sweeps))
             start = end
         return Affine(*(mx.concatenate(list(arrays), axis=1) for arrays in zip(*made, strict=True)))
@@ -118,7 +119,7 @@ class CalibratedFit:
     def _factors_of(self, known: InputStatistics) -> list[mx.array]:
         """Return the feedback factors of the correlations; matrices with one input, and all experts, share them."""
         if id(known) not in self._factors:
-            self._factors[id(known)] = [feedback_factor(_damped(correlation)) for correlation in known.correlations]
+            self._factors[id(known)] = [feedback_factor(_believed(correlation)) for correlation in known.correlations]
             mx.eval(self._factors[id(known)])
         return self._factors[id(known)]
 
@@ -130,5 +131,6 @@ class CalibratedFit:
         return self._known.get(path)
 
 
-def _damped(correlation: mx.array) -> mx.array:
-    return correlation.astype(mx.float32) + _DAMPING * mx.eye(correlation.shape[0])
+def _believed(correlation: mx.array) -> mx.array:
+    """Return the correlations that are believed; a channel's own mean square stays what it is."""
+    return (1 - _DOUBT) * correlation.astype(mx.float32) + _DOUBT * mx.eye(correlation.shape[0])

@@ -9,16 +9,16 @@ from pathlib import Path
 import mlx.core as mx
 from mlx import nn
 
-from r1mac.engine.checkpoint import Checkpoint, CheckpointHeader, SavedReply
 from r1mac.engine.constraint import Constraint
 from r1mac.engine.control import Control
+from r1mac.engine.drafts.speculation import Speculation
 from r1mac.engine.events import Event, FinishReason, Notice
+from r1mac.engine.kept.checkpoint import Checkpoint, CheckpointHeader, SavedReply
+from r1mac.engine.kept.prompt_cache import PromptCache
+from r1mac.engine.memory.supervision import MemoryTerms, Supervisor
 from r1mac.engine.prompt import PromptTemplate
-from r1mac.engine.prompt_cache import PromptCache
 from r1mac.engine.reply import Reply, begin_reply
 from r1mac.engine.request import GenerateRequest
-from r1mac.engine.speculative import Speculation
-from r1mac.engine.supervision import MemoryTerms, Supervisor
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.engine.transcript import Transcript
 from r1mac.engine.writing import Writing

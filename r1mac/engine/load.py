@@ -11,12 +11,12 @@ from mlx import nn
 
 from r1mac import mlx_lm_api
 from r1mac.engine.batch import Batch
-from r1mac.engine.compute import on_gpu, prepare_weights
 from r1mac.engine.config import config_changes, end_ids
 from r1mac.engine.generate import Aids, Session
-from r1mac.engine.latent_attention import install_latent_attention
+from r1mac.engine.layers.compute import on_gpu, prepare_weights
+from r1mac.engine.layers.latent_attention import install_latent_attention
+from r1mac.engine.layers.router import install_router
 from r1mac.engine.prompt import PromptTemplate
-from r1mac.engine.router import install_router
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.folder import read_config, read_tensors, weight_files

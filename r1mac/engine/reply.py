@@ -16,7 +16,7 @@ from r1mac.engine.tokenizer import Tokenizer
 from r1mac.errors import DoesNotFit
 
 if TYPE_CHECKING:
-    from r1mac.engine.checkpoint import Checkpoint
+    from r1mac.engine.kept.checkpoint import Checkpoint
 
 _PACE_SECONDS = 1.0
 _TAIL_CHARACTERS = 400

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from r1mac.engine.compute import on_gpu
+from r1mac.engine.layers.compute import on_gpu
 from r1mac.engine.request import Sampling
 
 # With less, float32 knows no difference between all and all but the likeliest.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 from mlx import nn
 
-from r1mac.engine.kv import LayerCache, make_kv_cache
+from r1mac.engine.layers.kv import LayerCache, make_kv_cache
 from r1mac.plan.memory import WIDE_BITS
 
 

@@ -10,14 +10,14 @@ import mlx.core as mx
 from r1mac.engine.constraint import Constraint
 from r1mac.engine.control import Control
 from r1mac.engine.decode import Trace, decode, decode_stepwise
+from r1mac.engine.drafts.speculation import Speculation
 from r1mac.engine.events import Event, FinishReason, Notice
-from r1mac.engine.governor import Stop
 from r1mac.engine.guidance import Guide
 from r1mac.engine.logprobs import chosen_token, entropy_nats
 from r1mac.engine.loops import Loop
+from r1mac.engine.memory.governor import Stop
+from r1mac.engine.memory.supervision import CHECK_TOKENS, Supervisor
 from r1mac.engine.reply import Reply
-from r1mac.engine.speculative import Speculation
-from r1mac.engine.supervision import CHECK_TOKENS, Supervisor
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.engine.transcript import Transcript
 

@@ -15,12 +15,12 @@ from r1mac.settings import CHOICES, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from r1mac.engine.drafts.speculation import Speculation
+    from r1mac.engine.drafts.step_costs import Gauge
     from r1mac.engine.generate import Aids
+    from r1mac.engine.kept.prompt_cache import PromptCache
     from r1mac.engine.load import Engine
-    from r1mac.engine.prompt_cache import PromptCache
-    from r1mac.engine.speculative import Speculation
-    from r1mac.engine.supervision import MemoryTerms
-    from r1mac.engine.verify_cost import Gauge
+    from r1mac.engine.memory.supervision import MemoryTerms
 
 _GB = 10**9
 
@@ -38,8 +38,8 @@ def aids_maker(
 
     *drafting* is the engine of *draft*, if a model drafts.
     """
-    from r1mac.engine.fingerprint import model_fingerprint
     from r1mac.engine.generate import Aids
+    from r1mac.engine.kept.fingerprint import model_fingerprint
 
     fingerprint = model_fingerprint(folder)
     memory = _memory_terms(judgement, machine)
@@ -57,8 +57,8 @@ def aids_maker(
 
 
 def _memory_terms(judgement: Judgement, machine: Machine) -> "MemoryTerms":
-    from r1mac.engine.supervision import MemoryTerms
-    from r1mac.engine.watch import Watch
+    from r1mac.engine.memory.supervision import MemoryTerms
+    from r1mac.engine.memory.watch import Watch
 
     plan, wish = judgement.plan, judgement.wish
     needs = ContextNeeds(
@@ -85,8 +85,8 @@ def _memory_terms(judgement: Judgement, machine: Machine) -> "MemoryTerms":
 
 
 def _prompt_cache(plan: MemoryPlan, fingerprint: str, settings: Settings) -> "PromptCache | None":
-    from r1mac.engine.cache_folder import BlockFolder
-    from r1mac.engine.prompt_cache import PromptCache
+    from r1mac.engine.kept.block_folder import BlockFolder
+    from r1mac.engine.kept.prompt_cache import PromptCache
 
     limit_bytes = None if settings.prompt_cache_gb is None else round(settings.prompt_cache_gb * _GB)
     if limit_bytes == 0:
@@ -96,16 +96,16 @@ def _prompt_cache(plan: MemoryPlan, fingerprint: str, settings: Settings) -> "Pr
 
 
 def _text_drafts(judgement: Judgement, fingerprint: str) -> "Speculation":
-    from r1mac.engine.lookup import LookupDrafter
-    from r1mac.engine.speculative import Speculation
+    from r1mac.engine.drafts.lookup import LookupDrafter
+    from r1mac.engine.drafts.speculation import Speculation
 
     return Speculation(LookupDrafter(), _gauge(judgement, judgement.plan, fingerprint))
 
 
 def _model_drafts(judgement: Judgement, fingerprint: str, draft: Draft, drafting: "Engine") -> "Speculation":
-    from r1mac.engine.draft_model import ModelDrafter
-    from r1mac.engine.fingerprint import model_fingerprint
-    from r1mac.engine.speculative import Speculation
+    from r1mac.engine.drafts.model import ModelDrafter
+    from r1mac.engine.drafts.speculation import Speculation
+    from r1mac.engine.kept.fingerprint import model_fingerprint
     from r1mac.engine.transcript import Transcript
 
     drafter = ModelDrafter(
@@ -118,7 +118,7 @@ def _model_drafts(judgement: Judgement, fingerprint: str, draft: Draft, drafting
 
 
 def _gauge(judgement: Judgement, plan: MemoryPlan, fingerprint: str) -> "Gauge":
-    from r1mac.engine.verify_cost import CostBook, Gauge
+    from r1mac.engine.drafts.step_costs import CostBook, Gauge
 
     hardware = judgement.hardware
     machine = f"{hardware.chip}, {hardware.gpu_core_count} GPU cores"

@@ -1,7 +1,7 @@
 """Conversations kept on this disk, so that ``r1mac run MODEL --continue`` goes on with yesterday's.
 
 One folder each: ``chat.json``, whole or not at all; ``reply.journal`` while a reply is written
-(``engine.checkpoint``); and ``lock``, which the process that talks in it holds.
+(``engine.kept.checkpoint``); and ``lock``, which the process that talks in it holds.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from typing import Literal, Self
 
 from r1mac import paths
 from r1mac.durable import write_whole
-from r1mac.engine.checkpoint import SavedReply, load_checkpoint
-from r1mac.engine.json_values import from_json, to_json
+from r1mac.engine.kept.checkpoint import SavedReply, load_checkpoint
+from r1mac.engine.kept.json_values import from_json, to_json
 from r1mac.engine.request import Sampling
 from r1mac.errors import BadCheckpoint, NotWritable
 

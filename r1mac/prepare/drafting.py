@@ -60,7 +60,7 @@ def with_draft(judgement: Judgement, draft: Draft | None) -> Judgement:
 
 def _sibling(judgement: Judgement, folder: Path, settings: Settings) -> Draft | None:
     """Return the lightest model in the store that can draft and for which there is room."""
-    from r1mac.engine.draft import DraftCandidate, choose_draft
+    from r1mac.engine.drafts.pairs import DraftCandidate, choose_draft
 
     stored = {model.name: model for model in store_of(settings).list() if model.path != folder}
     candidates = [
@@ -92,7 +92,7 @@ def _planned(title: str, folder: Path, judgement: Judgement) -> Draft:
 
 
 def _require(draft: Draft, folder: Path, judgement: Judgement) -> None:
-    from r1mac.engine.draft import require_same_vocabulary
+    from r1mac.engine.drafts.pairs import require_same_vocabulary
 
     require_same_vocabulary(draft.folder, folder)
     both = with_draft(judgement, draft).plan

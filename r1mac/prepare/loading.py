@@ -36,7 +36,7 @@ def memory_held(
     Raises:
         DoesNotFit: another r1mac process holds too much for both; *force* goes on knowingly.
     """
-    from r1mac.engine.limits import limited
+    from r1mac.engine.memory.limits import limited
     from r1mac.prepare.black_box import recorded
 
     plan, title = judgement.plan, described(judgement.wish.target)

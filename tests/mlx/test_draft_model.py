@@ -7,12 +7,12 @@ import mlx.core as mx
 import pytest
 from mlx import nn
 
-from r1mac.engine.draft_model import ModelDrafter
+from r1mac.engine.drafts.model import ModelDrafter
+from r1mac.engine.drafts.speculation import Speculation
+from r1mac.engine.drafts.step_costs import StepCosts
 from r1mac.engine.request import Sampling
 from r1mac.engine.sampling import Sampler
-from r1mac.engine.speculative import Speculation
 from r1mac.engine.transcript import Transcript
-from r1mac.engine.verify_cost import StepCosts
 from tests.checkpoints import CONFIGS, hub_weights
 from tests.drafting import FLAT, GREEDY, TEXT, VOCABULARY, FixedGauge, drafted, make_model, plain, read
 

@@ -17,7 +17,7 @@ from r1mac.convert.recipe import plain
 from r1mac.convert.sources import open_source
 from r1mac.engine.decode import decode
 from r1mac.engine.events import Finished, PrefillProgress, TextDelta
-from r1mac.engine.kv import LayerCache, make_kv_cache
+from r1mac.engine.layers.kv import LayerCache, make_kv_cache
 from r1mac.engine.load import Engine, load_engine
 from r1mac.engine.request import GenerateRequest, Message, Sampling
 from r1mac.engine.sampling import Sampler

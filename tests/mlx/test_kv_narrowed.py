@@ -8,7 +8,7 @@ from mlx import nn
 
 from r1mac import mlx_lm_api
 from r1mac.catalog.arch import parse_arch
-from r1mac.engine.kv import LayerCache
+from r1mac.engine.layers.kv import LayerCache
 from r1mac.engine.transcript import Transcript
 from r1mac.plan.memory import kv_cache_bytes
 from tests.checkpoints import CONFIGS

@@ -11,8 +11,8 @@ from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import BatchKVCache, KVCache
 
 from r1mac import mlx_lm_api
-from r1mac.engine.kv import LayerCache, make_kv_cache
-from r1mac.engine.latent_attention import install_latent_attention
+from r1mac.engine.layers.kv import LayerCache, make_kv_cache
+from r1mac.engine.layers.latent_attention import install_latent_attention
 from r1mac.plan import latent_blocks
 from tests.checkpoints import DEEPSEEK_V3
 

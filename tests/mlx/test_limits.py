@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from r1mac.catalog.models import find
-from r1mac.engine import limits
+from r1mac.engine.memory import limits
 from r1mac.machine.fake import M2_ULTRA_192, M3_ULTRA_512, M4_16, M4_MAX_128
 from r1mac.plan.fit import fit
 from r1mac.plan.memory import Quantization, weight_bytes

@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 from r1mac.convert.pipeline import convert
 from r1mac.convert.recipe import plain
 from r1mac.convert.sources import open_source
-from r1mac.engine.compute import prepare_weights
 from r1mac.engine.config import config_changes
+from r1mac.engine.layers.compute import prepare_weights
 from r1mac.engine.load import Engine, load_engine
 from r1mac.engine.request import GenerateRequest, Message
 from r1mac.errors import BadCheckpoint

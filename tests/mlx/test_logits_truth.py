@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from r1mac.catalog.arch import parse_arch
-from r1mac.engine.kv import make_kv_cache
+from r1mac.engine.layers.kv import make_kv_cache
 from r1mac.engine.load import Engine, load_engine
 from r1mac.plan import latent_blocks
 from r1mac.plan.compute import Compute

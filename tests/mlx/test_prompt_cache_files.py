@@ -18,8 +18,8 @@ import pytest
 from mlx import nn
 
 from r1mac import mlx_lm_api
-from r1mac.engine.cache_folder import BlockFolder
-from r1mac.engine.prompt_cache import PromptCache
+from r1mac.engine.kept.block_folder import BlockFolder
+from r1mac.engine.kept.prompt_cache import PromptCache
 from r1mac.engine.transcript import Transcript
 from r1mac.machine.disk import free_disk_bytes
 from tests.checkpoints import CONFIGS

@@ -8,7 +8,7 @@ import pytest
 from mlx_lm.models.deepseek_v3 import ModelArgs, MoEGate
 
 from r1mac import mlx_lm_api
-from r1mac.engine.router import install_router
+from r1mac.engine.layers.router import install_router
 from tests.checkpoints import CONFIGS
 
 # R1's router, with a narrower input.

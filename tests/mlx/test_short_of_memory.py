@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from r1mac.engine.checkpoint import load_checkpoint
 from r1mac.engine.events import Event
 from r1mac.engine.generate import Aids, Session
+from r1mac.engine.kept.checkpoint import load_checkpoint
 from r1mac.engine.load import Engine
-from r1mac.engine.outlook import MemoryReading
+from r1mac.engine.memory.outlook import MemoryReading
+from r1mac.engine.memory.supervision import MemoryTerms
+from r1mac.engine.memory.watch import Watch
 from r1mac.engine.request import GenerateRequest, Message
-from r1mac.engine.supervision import MemoryTerms
-from r1mac.engine.watch import Watch
 from r1mac.machine.fake import M2_ULTRA_192, FakeMachine
 from r1mac.units import MIB
 from tests.checkpoints import LLAMA, write_checkpoint

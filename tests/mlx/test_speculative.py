@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from mlx import nn
 
-from r1mac.engine.lookup import LookupDrafter
+from r1mac.engine.drafts.lookup import LookupDrafter
+from r1mac.engine.drafts.speculation import Speculation
+from r1mac.engine.drafts.step_costs import StepCosts
 from r1mac.engine.request import Sampling
 from r1mac.engine.sampling import Sampler
-from r1mac.engine.speculative import Speculation
 from r1mac.engine.transcript import Transcript
-from r1mac.engine.verify_cost import StepCosts
 from tests.checkpoints import CONFIGS
 from tests.drafting import (
     FLAT,

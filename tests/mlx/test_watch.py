@@ -5,8 +5,8 @@ from dataclasses import replace
 import mlx.core as mx
 import pytest
 
-from r1mac.engine.governor import DropBuffers
-from r1mac.engine.watch import MEMORY_SECONDS, Watch
+from r1mac.engine.memory.governor import DropBuffers
+from r1mac.engine.memory.watch import MEMORY_SECONDS, Watch
 from r1mac.machine.fake import M4_PRO_48, FakeMachine
 from r1mac.machine.readings import MemoryState, Readings
 from r1mac.units import GIB, MIB

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from r1mac.engine.checkpoint import Checkpoint, CheckpointHeader
+from r1mac.engine.kept.checkpoint import Checkpoint, CheckpointHeader
 from r1mac.engine.request import GenerateRequest, Message, Sampling
 from r1mac.errors import NotWritable
 from r1mac.prepare import chats

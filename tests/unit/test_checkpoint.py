@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from r1mac.engine import checkpoint as checkpoint_module
-from r1mac.engine.checkpoint import Checkpoint, CheckpointHeader, load_checkpoint
+from r1mac.engine.kept import checkpoint as checkpoint_module
+from r1mac.engine.kept.checkpoint import Checkpoint, CheckpointHeader, load_checkpoint
 from r1mac.engine.request import AnswerFormat, GenerateRequest, Message, Sampling
 from r1mac.errors import BadCheckpoint
 
@@ -229,7 +229,7 @@ def test_a_place_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
 _WRITER = """
 import itertools, sys
 from pathlib import Path
-from r1mac.engine.checkpoint import Checkpoint, load_checkpoint
+from r1mac.engine.kept.checkpoint import Checkpoint, load_checkpoint
 path = Path(sys.argv[1])
 saved = load_checkpoint(path)
 checkpoint = Checkpoint.resume(saved)

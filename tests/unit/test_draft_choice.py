@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from r1mac.catalog.models import all_models
-from r1mac.engine.draft import DraftCandidate, can_draft, choose_draft, require_same_vocabulary
-from r1mac.engine.draft_length import Acceptance, best_length
-from r1mac.engine.verify_cost import StepCosts
+from r1mac.engine.drafts.length import Acceptance, best_length
+from r1mac.engine.drafts.pairs import DraftCandidate, can_draft, choose_draft, require_same_vocabulary
+from r1mac.engine.drafts.step_costs import StepCosts
 from r1mac.errors import BadCheckpoint, UnknownModel
 
 MODELS = {model.key: model for model in all_models()}

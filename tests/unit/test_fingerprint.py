@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from r1mac.engine.fingerprint import model_fingerprint
+from r1mac.engine.kept.fingerprint import model_fingerprint
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.safetensors import TensorLayout, lay_out
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1mac.engine.governor import DropBuffers, Land, NarrowCache, ShortenStep, Stop, Tell
+from r1mac.engine.memory.governor import DropBuffers, Land, NarrowCache, ShortenStep, Stop, Tell
 from r1mac.units import GIB, KIB, MIB
 from tests.simulated_reply import ANSWER_TOKENS, Model, Simulation, Wish
 

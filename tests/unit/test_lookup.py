@@ -7,7 +7,7 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from r1mac.engine.lookup import MOST_AGREEMENT, Lookup, LookupDrafter
+from r1mac.engine.drafts.lookup import MOST_AGREEMENT, Lookup, LookupDrafter
 
 texts = st.lists(st.integers(0, 3), max_size=60)
 

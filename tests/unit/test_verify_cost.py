@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from r1mac.engine.verify_cost import CostBook, StepCosts
+from r1mac.engine.drafts.step_costs import CostBook, StepCosts
 
 COSTS = StepCosts({1: 0.04, 2: 0.05, 4: 0.064, 8: 0.1})
 

@@ -11,8 +11,8 @@ from typing import Self
 
 import mlx.core as mx
 
-from r1mac.engine.governor import DropBuffers
-from r1mac.engine.outlook import MemoryReading
+from r1mac.engine.memory.governor import DropBuffers
+from r1mac.engine.memory.outlook import MemoryReading
 from r1mac.machine.base import Machine
 from r1mac.machine.readings import MemoryState, Thermal
 

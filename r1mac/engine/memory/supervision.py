@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from r1mac.engine.events import Event, Notice
-from r1mac.engine.governor import DropBuffers, Governor, Land, NarrowCache, ShortenStep, Stop
 from r1mac.engine.landing import Landing, memory_landing
-from r1mac.engine.outlook import Situation
+from r1mac.engine.memory.governor import DropBuffers, Governor, Land, NarrowCache, ShortenStep, Stop
+from r1mac.engine.memory.outlook import Situation
+from r1mac.engine.memory.watch import Watch
 from r1mac.engine.reply import Reply
 from r1mac.engine.transcript import Transcript
-from r1mac.engine.watch import Watch
 
 # Written tokens between two looks at memory: MLX's counters cost nothing, but each look is some Python.
 CHECK_TOKENS = 16

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from r1mac import durable
 from r1mac.engine.events import FinishReason
-from r1mac.engine.json_values import from_json, to_json
+from r1mac.engine.kept.json_values import from_json, to_json
 from r1mac.engine.request import GenerateRequest
 from r1mac.errors import BadCheckpoint
 
@@ -38,7 +38,7 @@ class CheckpointHeader:
     """What a reply was begun with.
 
     Attributes:
-        model: fingerprint of the model (``engine.fingerprint``).
+        model: fingerprint of the model (``engine.kept.fingerprint``).
         request: what was asked, with the seed that is used.
         prompt_ids: the conversation as tokens.
         kv_bits: width of the cache at the beginning.

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 
-from r1mac.engine.draft_length import Acceptance
+from r1mac.engine.drafts.length import Acceptance
+from r1mac.engine.drafts.step_costs import Gauge
 from r1mac.engine.sampling import Sampler
 from r1mac.engine.transcript import Transcript
-from r1mac.engine.verify_cost import Gauge
 
 # What is assumed before the first draft, and again after each pause.
 _PRIOR = 0.6

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from r1mac.engine.outlook import MemoryReading, Outlook, Situation
+from r1mac.engine.memory.outlook import MemoryReading, Outlook, Situation
 from r1mac.machine.readings import Thermal
 from r1mac.plan.memory import CACHE_BLOCK_TOKENS
 from r1mac.units import GIB, MIB, format_memory

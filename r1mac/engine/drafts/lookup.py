@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Iterator, Sequence
 
-from r1mac.engine.draft_length import Acceptance
+from r1mac.engine.drafts.length import Acceptance
 
 # How far back two places are compared to tell which of them agrees longer with the end of the text.
 MOST_AGREEMENT = 16

@@ -10,10 +10,10 @@ from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
-from r1mac.engine.draft_length import best_length
+from r1mac.engine.drafts.length import best_length
+from r1mac.engine.drafts.step_costs import Gauge, StepCosts
 from r1mac.engine.sampling import Sampler
 from r1mac.engine.transcript import Transcript
-from r1mac.engine.verify_cost import Gauge, StepCosts
 
 # Most tokens that are drafted at once.
 MOST_DRAFTED = 15

@@ -15,7 +15,7 @@ from mlx import nn
 
 from r1mac import mlx_lm_api
 from r1mac.catalog.arch import LatentAttention
-from r1mac.engine.kv import LayerCache
+from r1mac.engine.layers.kv import LayerCache
 from r1mac.plan.latent_blocks import LatentBlocks, latent_blocks
 
 # A few tokens, as a draft has them, are queued through all layers; one stop for each would cost more than they take.

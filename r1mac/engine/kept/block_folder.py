@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from r1mac.engine.cache_blocks import (
+from r1mac.engine.kept.blocks import (
     SUFFIX,
     UNFINISHED_SUFFIX,
     Block,

@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from r1mac.engine.cache_blocks import Block, BlockTensor, block_name, chain_root, next_digest
-from r1mac.engine.cache_folder import BlockFolder
-from r1mac.engine.held_prefixes import HeldPrefixes
+from r1mac.engine.kept.block_folder import BlockFolder
+from r1mac.engine.kept.blocks import Block, BlockTensor, block_name, chain_root, next_digest
+from r1mac.engine.kept.held_prefixes import HeldPrefixes
 from r1mac.engine.transcript import Transcript, shared_prefix
 from r1mac.plan.memory import CACHE_BLOCK_TOKENS
 from r1mac.units import format_size
@@ -77,7 +77,7 @@ class PromptCache:
 
     Args:
         folder: the blocks on disk; None keeps nothing there.
-        model: fingerprint of the model (``engine.fingerprint``).
+        model: fingerprint of the model (``engine.kept.fingerprint``).
         computing: the type in which it computes.
         memory_bytes: the most to hold in memory beside the transcript at work.
     """

@@ -1,0 +1,1 @@
+"""What runs inside a model: weights in their type, caches, attention, router."""
