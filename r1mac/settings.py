@@ -181,13 +181,13 @@ def _apply(settings: Settings, values: Mapping[str, tuple[object, str]]) -> Sett
 
 def _checked(name: str, kind: type, value: object, where: str) -> object:
     try:
-        read = {Path: _folder, bool: _yes_or_no}.get(kind)
+        read = {Path: _folder, bool: _yes_or_no, str: _text}.get(kind)
         result = read(value) if read else kind(str(value))
         if isinstance(result, float) and not math.isfinite(result):
             raise ValueError
     # RuntimeError: expanduser knows nobody of that name.
     except (ValueError, RuntimeError) as error:
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", Path: "a folder"}[kind]
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", Path: "a folder", str: "a text"}[kind]
         raise BadSettings(f"{name} must be {wanted}, and {where} says {value!r}", hint="correct that value") from error
     if name in CHOICES and result not in CHOICES[name]:
         known = ", ".join(map(str, CHOICES[name]))
@@ -206,6 +206,12 @@ def _yes_or_no(value: object) -> bool:
     if text not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
         raise ValueError
     return text in {"true", "1", "yes", "on"}
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    return value
 
 
 def _folder(value: object) -> Path:

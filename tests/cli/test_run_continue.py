@@ -146,8 +146,8 @@ def test_a_cancelled_reply_goes_on(r1mac: R1mac, environment: dict[str, str], ti
 
 def test_damage_costs_no_more_than_time(r1mac: R1mac, environment: dict[str, str], tiny: Path, tmp_path: Path) -> None:
     """With every block of the prompt cache damaged and the journal's end torn off, the reply is still finished rightly."""
-    whole = r1mac("run", str(tiny), *ASKED, "--max-tokens", "900")
-    _killed(("run", str(tiny), *ASKED, "--max-tokens", "900"), environment, after_texts=300)
+    whole = r1mac("run", str(tiny), "x" * 600, *ASKED[1:], "--max-tokens", "900")
+    _killed(("run", str(tiny), "x" * 600, *ASKED[1:], "--max-tokens", "900"), environment, after_texts=300)
     for block in (tmp_path / "r1mac-home" / "prompt-cache").iterdir():
         data = bytearray(block.read_bytes())
         data[-1] ^= 1

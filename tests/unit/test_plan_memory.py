@@ -145,11 +145,11 @@ def test_a_matrix_that_the_group_size_does_not_divide_stays_wide():
 @pytest.mark.parametrize(
     ("name", "value_bytes", "kv_bits", "count_bytes"),
     [
-        ("70b", 2, 8, 174_080),  # 80 layers x 2 x 8 heads x (128 codes + 2 groups x 2 x 2 bytes)
+        ("70b", 2, 8, 184_320),  # 80 layers x 2 x 8 heads x (128 codes + 2 groups x 2 x 2 bytes)
         ("70b", 2, 4, 102_400),  # 80 x 2 x 8 x (64 + 4 x 4): groups of 32 at 4 bits
-        ("671b", 2, 8, 37_332),  # 61 x (512 + 8 x 4 + 64 + 1 x 4)
+        ("671b", 2, 8, 39_528),  # 61 x (512 + 16 x 4 + 64 + 2 x 4)
         ("671b", 2, 4, 21_960),  # 61 x (256 + 16 x 4 + 32 + 2 x 4)
-        ("demo", 4, 8, 12_960),  # 30 x 2 x 3 x (64 + 1 x 8): on a CPU the scales are float32
+        ("demo", 4, 8, 14_400),  # 30 x 2 x 3 x (64 + 2 x 8): on a CPU the scales are float32
     ],
 )
 def test_a_quantised_cache_is_priced_with_its_scales(name, value_bytes, kv_bits, count_bytes):

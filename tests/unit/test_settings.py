@@ -46,7 +46,7 @@ def toml(name: str, value: object) -> str:
     """Return one line of config.toml."""
     if isinstance(value, bool):
         return f"{name} = {str(value).lower()}\n"
-    return f"{name} = {str(value)!r}\n" if isinstance(value, Path) else f"{name} = {value}\n"
+    return f"{name} = {str(value)!r}\n" if isinstance(value, Path | str) else f"{name} = {value}\n"
 
 
 def variable(name: str) -> str:
