@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Less than this is told from the rest of the process no more.
 _TELLING_SCRATCH_BYTES = 64 * MIB
 _TELLING_TOKENS = 64
+# Of the tokens; with more of them drafted a run was faster than the model is.
+_DRAFTED_SHARE = 0.02
 # A real run is off by little; more than this is another program's doing.
 _LEAST_FACTOR, _MOST_FACTOR = 0.7, 3.0
 
@@ -91,7 +93,9 @@ def learn(
         factors[arch.model_type] = factor
     calibration = known.calibration
     decode = stats.decode_tokens_per_s
-    if speed is not None and decode is not None and stats.generated_tokens >= _TELLING_TOKENS:
+    written_here = stats.generated_tokens - stats.earlier_tokens
+    plain = stats.accepted_draft_tokens <= written_here * _DRAFTED_SHARE
+    if speed is not None and decode is not None and plain and written_here >= _TELLING_TOKENS:
         read_tokens = stats.prompt_tokens - stats.cached_tokens
         calibration = calibrate(
             speed,
@@ -119,7 +123,7 @@ def save_measured(hardware: HardwareProfile, measured: Measured, path: Path | No
 
 def _scratch_factor(arch: ArchSpec, plan: MemoryPlan, stats: "GenerationStats") -> float | None:
     """Return the measured prefill scratch as a multiple of the formula's, or None where it tells nothing."""
-    if stats.cached_tokens:
+    if stats.cached_tokens or stats.earlier_tokens or plan.draft_bytes:
         return None
     planned = prompt_scratch_bytes(
         arch,

@@ -1,6 +1,7 @@
 """What this computer's own runs teach the next plans."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -126,3 +127,22 @@ def test_a_factor_that_is_no_number_is_none(tmp_path):
 def test_a_disk_that_takes_nothing_is_no_error(tmp_path):
     (tmp_path / "file").write_text("")
     save_measured(M4_MAX_128, Measured(), tmp_path / "file" / "measured.json")
+
+
+def test_a_run_with_drafts_teaches_nothing_of_speed():
+    """Drafted tokens that came true are not the model's pace, and a larger peak beside a draft model is not its own."""
+    first = judged("32b", M4_MAX_128)
+    stats = run_of(first, slower=0.5)
+    drafted = replace(stats, accepted_draft_tokens=200)
+    beside = first._replace(plan=replace(first.plan, draft_bytes=10**9))
+
+    assert after(first, drafted).calibration is None
+    assert after(first, stats).calibration is not None
+    assert not after(beside, run_of(first, scratch=2.0)).scratch_factors
+
+
+def test_a_resumed_reply_counts_what_was_written_here():
+    """What an earlier process wrote took none of this one's time."""
+    first = judged("32b", M4_MAX_128)
+
+    assert after(first, replace(run_of(first), earlier_tokens=380)).calibration is None
