@@ -187,7 +187,9 @@ def _checked(name: str, kind: type, value: object, where: str) -> object:
             raise ValueError
     # RuntimeError: expanduser knows nobody of that name.
     except (ValueError, RuntimeError) as error:
-        wanted = {int: "a whole number", float: "a number", bool: "true or false", Path: "a folder", str: "a text"}[kind]
+        wanted = {int: "a whole number", float: "a number", bool: "true or false", Path: "a folder", str: "a text"}[
+            kind
+        ]
         raise BadSettings(f"{name} must be {wanted}, and {where} says {value!r}", hint="correct that value") from error
     if name in CHOICES and result not in CHOICES[name]:
         known = ", ".join(map(str, CHOICES[name]))

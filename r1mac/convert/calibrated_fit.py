@@ -18,10 +18,10 @@ from r1mac.errors import BadCheckpoint
 from r1mac.plan.memory import Quantization
 
 # Sweeps after the feedback: the first ones bring most of what there is to gain.
-SWEEPS = 3
+SWEEPS = 2
 # How far correlations are taken back. Those of a text are not those of all texts: believed whole, feedback was worse
 # on other texts than none at all (docs/lab.md).
-_DOUBT = 0.2
+_DOUBT = 0.5
 # Of the mean: the least that a channel counts, so that one that the text never stirred keeps its weights.
 _LEAST_SHARE = 1e-3
 # Raised when the same statistics and weights give other codes or scales.

@@ -110,3 +110,22 @@ def test_options_that_make_no_sense_are_refused(
     assert done.returncode == code
     assert said in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_budget_becomes_widths_that_are_said_and_kept(r1mac: R1mac, tiny: Path, tmp_path: Path) -> None:
+    text, out = tmp_path / "mine.txt", tmp_path / "out"
+    text.write_text(TEXT, encoding="utf-8")
+    asked = ["--quality", "--calibration", str(text), "--bits-per-weight", "3.6", "--no-smoke"]
+
+    done = r1mac("convert", str(tiny), "-o", str(out), *asked)
+
+    assert done.returncode == 0, done.stderr
+    assert "bits a weight, chosen by measured divergence" in done.stderr
+    recipe = (tmp_path / "out.toml").read_text(encoding="utf-8")
+    assert "[[quantize.override]]" in recipe
+    again = r1mac(
+        "convert", str(tiny), "-o", str(tmp_path / "again"), "--recipe", str(tmp_path / "out.toml"), "--no-smoke"
+    )
+    assert again.returncode == 0, again.stderr
+    configs = [json.loads((tmp_path / name / "config.json").read_text())["quantization"] for name in ("out", "again")]
+    assert configs[0] == configs[1]
