@@ -23,7 +23,7 @@ _DISPATCHES_SAVED_BY_CODES = 7
 _VALUES_AHEAD = 11 * 50 * 2**20
 
 
-def step_bytes(arch: ArchSpec, types: ValueTypes, *, step_tokens: int, context_tokens: int, on_gpu: bool) -> int:
+def step_bytes(arch: ArchSpec, types: ValueTypes, *, step_tokens: float, context_tokens: int, on_gpu: bool) -> int:
     """Return the most that is held at once beside weights and cache.
 
     Args:

@@ -61,3 +61,12 @@ def longest_absorbed_step(shape: LatentAttention) -> float:
     """Return the most queries that are absorbed, however long the context is."""
     rank, length = shape.kv_lora_rank, shape.nope_head_dim + shape.value_head_dim
     return rank * length / (2 * rank - length) if 2 * rank > length else inf
+
+
+def heavy_steps(shape: LatentAttention, context_tokens: int) -> tuple[float, ...]:
+    """Return the steps that may hold more than longer ones: the last before keys are cut, heads are, or K is expanded.
+
+    They are not rounded, so that a longer context never seems to need less.
+    """
+    cut_at = (VALUES_AT_ONCE / (shape.head_count * keys) for keys in (context_tokens, LEAST_KEYS))
+    return (*(step * side for step in cut_at for side in (1 - 1e-9, 1 + 1e-9)), longest_absorbed_step(shape))

@@ -298,7 +298,7 @@ def layer_stop(arch: ArchSpec, cut: Cut) -> int | None:
     return _LATENT_STOP[cut.absorbed] if isinstance(arch.attention, LatentAttention) else None
 
 
-def step_extents(arch: ArchSpec, step_tokens: int, context_tokens: int) -> list[tuple[Extent, Cut]]:
+def step_extents(arch: ArchSpec, step_tokens: float, context_tokens: int) -> list[tuple[Extent, Cut]]:
     """Return what steps that end at *context_tokens* multiply their buffers by, and how they are cut.
 
     One is as long as *step_tokens*. Where that is expanded, another is the longest that is absorbed: it may hold more.

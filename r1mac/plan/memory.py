@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from r1mac.catalog.arch import ArchSpec, GroupedQueryAttention, LatentAttention
 from r1mac.plan.activations import step_bytes
+from r1mac.plan.latent_blocks import heavy_steps
 from r1mac.plan.layer_buffers import ValueTypes
 
 # mlx-lm grows its caches in blocks of this many tokens.
@@ -133,12 +134,14 @@ def prefill_scratch_bytes(
         kv_bits: width of the cache's values.
         quantized_weights: whether products are with codes; this changes what MLA holds on a CPU.
     """
-    step = step_bytes(
-        arch,
-        _value_types(arch, value_bytes, kv_bits, quantized_weights),
-        step_tokens=min(step_tokens, context_tokens),
-        context_tokens=context_tokens,
-        on_gpu=fused_attention,
+    types = _value_types(arch, value_bytes, kv_bits, quantized_weights)
+    longest = min(step_tokens, context_tokens)
+    steps: set[float] = {longest}
+    if isinstance(arch.attention, LatentAttention):
+        steps |= {min(step, longest) for step in heavy_steps(arch.attention, context_tokens)}
+    step = max(
+        step_bytes(arch, types, step_tokens=step, context_tokens=context_tokens, on_gpu=fused_attention)
+        for step in steps
     )
     vectors = _cached_vectors(arch.attention)
     copied = max(count * _cached_vector_bytes(length, value_bytes, kv_bits) for count, length in vectors)

@@ -188,7 +188,7 @@ def test_a_store_that_cannot_be_written(r1mac: R1mac, environment: dict[str, str
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("bits = 4\ncolour = 3", "colour"), ("bits = ", "TOML"), ("bits = 5", "bits"), ('max_tokens = "many"', "many")],
+    [("bits = 4\ncolour = 3", "colour"), ("bits = ", "TOML"), ("bits = 7", "bits"), ('max_tokens = "many"', "many")],
 )
 def test_wrong_settings(text: str, word: str, r1mac: R1mac, tmp_path: Path) -> None:
     """A config.toml that makes no sense is named with what is wrong in it."""

@@ -46,7 +46,7 @@ def test_the_report_as_json(r1mac):
 
 def test_a_broken_config_is_a_failure_and_the_rest_is_examined(r1mac, home):
     """config.toml that no other command would accept is a line of the report, and the exit code is 12."""
-    (home / "config.toml").write_text("bits = 5\n")
+    (home / "config.toml").write_text("bits = 7\n")
     done = r1mac("doctor")
     as_json = r1mac("doctor", "--json")
 

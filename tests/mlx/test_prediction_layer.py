@@ -115,10 +115,12 @@ def test_both_programs_load_the_model_and_leave_the_layer(ours: Path) -> None:
 
     prompt = mx.array([[0, 258, 40, 41, 42]])
     model, _ = load(str(ours))
+    model.set_dtype(mx.float32)
 
-    found = engine_logits(ours, prompt, Compute.AS_STORED)
+    found = engine_logits(ours, prompt, Compute.FLOAT32)
 
-    assert np.array_equal(np.array(found.astype(mx.float32)), np.array(model(prompt).astype(mx.float32)))
+    # The engine has an attention and a router of its own: the same to rounding.
+    assert np.allclose(np.array(found), np.array(model(prompt)), atol=1e-4)
     assert [path.name for path in weight_files(ours)] == ["model.safetensors"]
 
 

@@ -65,7 +65,7 @@ def test_a_flag_overrules_them(tmp_path):
         ("models = [1]", "models"),
         ("[models]\nx = 3", "models"),
         ("[models.x]\nbit = 3", "'bit'"),
-        ("[models.x]\nbits = 5", "bits"),
+        ("[models.x]\nbits = 7", "bits"),
         ("[models.x]\nbits = 'four'", "bits"),
         ("[models.x]\ncontext_tokens = -1", "context_tokens"),
         ("[models.x]\nmodels_dir = '/m'", "models_dir"),
