@@ -178,15 +178,15 @@ class ContextNeeds:
         one = kv_cache_bytes(self._arch, context_tokens, value_bytes=self._value_bytes, kv_bits=self._kv_bits)
         return self._caches * one
 
-    def scratch_bytes(self, context_tokens: int, step_tokens: int) -> int:
-        """Return what a prefill step holds beside weights and cache."""
+    def scratch_bytes(self, context_tokens: int, step_tokens: int, kv_bits: int | None = None) -> int:
+        """Return what a prefill step holds beside weights and cache, of its own width or of another."""
         scratch = prefill_scratch_bytes(
             self._arch,
             step_tokens=step_tokens,
             context_tokens=context_tokens,
             fused_attention=self._fused,
             value_bytes=self._value_bytes,
-            kv_bits=self._kv_bits,
+            kv_bits=kv_bits or self._kv_bits,
             quantized_weights=self._quantized_weights,
         )
         return round(self._scratch_factor * scratch)

@@ -80,7 +80,7 @@ def _memory_terms(judgement: Judgement, machine: Machine) -> "MemoryTerms":
         },
         tensor_count=wish.arch.layer_count * (1 if isinstance(wish.arch.attention, LatentAttention) else 2),
         least_step_tokens=needs.steps[-1],
-        scratch_bytes=lambda step_tokens, context_tokens: needs.scratch_bytes(context_tokens, step_tokens),
+        scratch_bytes=lambda step_tokens, context_tokens, bits: needs.scratch_bytes(context_tokens, step_tokens, bits),
     )
 
 

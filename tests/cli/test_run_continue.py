@@ -72,7 +72,7 @@ def _killed(arguments: tuple[str, ...], environment: dict[str, str], *, after_te
     return written + rest[: rest.rfind("\n") + 1]
 
 
-@pytest.mark.parametrize("after_texts", [1, 200, 700])
+@pytest.mark.parametrize("after_texts", [1, 700])
 def test_a_killed_thought_goes_on_with_the_same_text(
     after_texts: int, r1mac: R1mac, environment: dict[str, str], tiny: Path
 ) -> None:

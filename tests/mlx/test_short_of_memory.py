@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from r1mac.catalog.arch import parse_arch
 from r1mac.engine.events import Event
 from r1mac.engine.generate import Aids, Session
 from r1mac.engine.kept.checkpoint import load_checkpoint
@@ -16,6 +17,7 @@ from r1mac.engine.memory.supervision import MemoryTerms
 from r1mac.engine.memory.watch import Watch
 from r1mac.engine.request import GenerateRequest, Message
 from r1mac.machine.fake import M2_ULTRA_192, FakeMachine
+from r1mac.plan.memory import prefill_scratch_bytes
 from r1mac.units import MIB
 from tests.checkpoints import LLAMA, write_checkpoint
 from tests.sessions import finished, load, notices, request, session_of, text
@@ -28,6 +30,7 @@ SHAPE = {
     "num_attention_heads": 8,
     "num_key_value_heads": 8,
 }
+ARCH = parse_arch(SHAPE)
 # Of keys and values in float32; codes have a scale and a bias of 4 bytes for each 32 values.
 TOKEN_BYTES = {
     16: 2 * LAYERS * KV_VALUES * 4,
@@ -70,7 +73,14 @@ def _session(engine: Engine, shortage: _Shortage | None = None) -> Session:
         kv_bytes_per_token=TOKEN_BYTES,
         tensor_count=2 * LAYERS,
         least_step_tokens=16,
-        scratch_bytes=lambda step_tokens, _context_tokens: 40_000 * step_tokens,
+        scratch_bytes=lambda step_tokens, context_tokens, bits: prefill_scratch_bytes(
+            ARCH,
+            step_tokens=step_tokens,
+            context_tokens=context_tokens,
+            fused_attention=False,
+            value_bytes=4,
+            kv_bits=bits,
+        ),
     )
     return session_of(engine.model, engine, context_tokens=3000, aids=Aids(memory=memory))
 

@@ -25,14 +25,14 @@ class MemoryTerms:
         kv_bytes_per_token: what a token of context costs at each width that the cache may have.
         tensor_count: how many tensors the cache is made of.
         least_step_tokens: the shortest prefill step.
-        scratch_bytes: what a prefill step of so many tokens holds that ends with so many in the cache.
+        scratch_bytes: what a prefill step of so many tokens holds that ends with so many in a cache of that width.
     """
 
     make_watch: Callable[[], Watch]
     kv_bytes_per_token: Mapping[int, int]
     tensor_count: int
     least_step_tokens: int
-    scratch_bytes: Callable[[int, int], int]
+    scratch_bytes: Callable[[int, int, int], int]
 
 
 class Supervisor:
@@ -94,5 +94,5 @@ class Supervisor:
             kv_bytes_per_token=terms.kv_bytes_per_token,
             prefill_step_tokens=step_tokens,
             least_step_tokens=min(terms.least_step_tokens, step_tokens),
-            scratch_bytes=terms.scratch_bytes(step_tokens, len(transcript) + prompt_left_tokens),
+            scratch_bytes=terms.scratch_bytes(step_tokens, len(transcript) + prompt_left_tokens, transcript.kv_bits),
         )
