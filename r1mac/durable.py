@@ -8,6 +8,22 @@ import contextlib
 import fcntl
 import os
 from pathlib import Path
+from typing import Any
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in the file *path*; an empty one where the file is missing, damaged or something else."""
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return {}
+    import json
+
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def write_whole(path: Path, text: str, *, mode: int | None = None) -> None:

@@ -100,16 +100,16 @@ def command(
     """
     if no_think and (think_seconds is not None or think_tokens is not None):
         raise click.UsageError("--no-think asks for no thought, so its length cannot be said.")
-    if prompts is not None and (prompt is not None or goes_on):
-        raise click.UsageError("--prompts has the prompts; leave out PROMPT and --continue.")
     if goes_on and system is not None:
         raise click.UsageError("A chat keeps its system prompt; leave out --system, or begin a new one.")
-    if parallel is not None and prompts is None:
+    if prompts is not None:
+        _require_prompts_alone(prompt, answers, goes_on=goes_on)
+    elif parallel is not None:
         raise click.UsageError("--parallel answers several --prompts at once; one PROMPT is answered alone.")
     text = None if prompts is not None else prompt_text(prompt, may_lack=goes_on)
     if text is None and as_json and not goes_on and prompts is None:
         raise click.UsageError("--json needs a PROMPT, or text from a pipe.")
-    if answers.logprobs is not None and (not as_json or prompts is not None):
+    if answers.logprobs is not None and not as_json:
         raise click.UsageError("--logprobs needs --json and a PROMPT: elsewhere there is no place for them.")
     chosen = settings_module.load(
         bits=bits,
@@ -137,6 +137,16 @@ def command(
         if text is None and not as_json and sys.stdin.isatty():
             return _chat(talk, request, judgement, quiet=quiet)
         return _answer(talk, request, judgement, text, as_json=as_json, quiet=quiet)
+
+
+def _require_prompts_alone(prompt: str | None, answers: Answers, *, goes_on: bool) -> None:
+    """Refuse beside --prompts what would not be heeded."""
+    if prompt is not None or goes_on:
+        raise click.UsageError("--prompts has the prompts; leave out PROMPT and --continue.")
+    if answers.logprobs is not None:
+        raise click.UsageError("--logprobs needs --json and a PROMPT: elsewhere there is no place for them.")
+    if answers.answer_format is not None:
+        raise click.UsageError("--prompts writes several answers at once, which are not held to a format.")
 
 
 def _seconds(text: str | None) -> float | None:

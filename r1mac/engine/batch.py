@@ -13,11 +13,11 @@ from r1mac.engine.control import Control
 from r1mac.engine.events import Event, FinishReason, Notice
 from r1mac.engine.guidance import Guide
 from r1mac.engine.loops import Loop
+from r1mac.engine.prefix import shared_prefix
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.reply import Reply, begin_reply
 from r1mac.engine.request import GenerateRequest
 from r1mac.engine.tokenizer import Tokenizer
-from r1mac.engine.transcript import shared_prefix
 
 # While replies are being written, a prompt is read in steps as short as this: each of them makes the others wait.
 _STEP_AMONG_OTHERS_TOKENS = 128
@@ -121,14 +121,12 @@ class Batch:
                 yield row.guide.pace()
             insertion = yield from row.guide.after_token()
         if isinstance(insertion, Loop):
-            yield Notice(kind="loop", text=f"{insertion.text}; it ends here")
             yield from self._end(row, "loop")
         elif reply.stopped or reply.left_tokens <= 0:
             yield from self._end(row, "stop" if reply.stopped else reply.full)
         elif insertion is not None:
             self._leave(row)
-            for inserted_id in self._tokenizer.encode(insertion):
-                yield from reply.take(inserted_id)
+            yield from reply.put_in(insertion)
             if reply.left_tokens > 0:
                 self._enter(row)
             else:
@@ -136,7 +134,7 @@ class Batch:
 
     def _enter(self, row: "_Row") -> None:
         """Have a row go on after the tokens that it has."""
-        token_ids = row.reply.prompt_ids + row.reply.token_ids
+        token_ids = row.reply.all_ids
         # The last token is read in any case, since its logits are wanted.
         kept = shared_prefix(row.read_ids, token_ids[:-1])
         for layer in row.cache or ():

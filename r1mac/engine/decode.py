@@ -9,7 +9,7 @@ from r1mac.engine.sampling import Sampler
 from r1mac.engine.transcript import Transcript
 
 # MLX keeps freed buffers; over a long thought the growing cache leaves many of odd sizes.
-_CLEAR_EVERY_TOKENS = 256
+CLEAR_EVERY_TOKENS = 256
 
 
 def decode(
@@ -39,7 +39,7 @@ def decode(
                 token = following
             delivered = count
             yield token_id
-            if count % _CLEAR_EVERY_TOKENS == 0:
+            if count % CLEAR_EVERY_TOKENS == 0:
                 mx.clear_cache()
     finally:
         transcript.keep(min(len(transcript), begin + 1 + delivered))
@@ -91,5 +91,5 @@ def decode_stepwise(
         if trace is not None:
             trace.logits = logits[0]
         yield last_id
-        if len(written) % _CLEAR_EVERY_TOKENS == 0:
+        if len(written) % CLEAR_EVERY_TOKENS == 0:
             mx.clear_cache()

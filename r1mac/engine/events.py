@@ -5,6 +5,8 @@ from typing import Literal
 
 Channel = Literal["think", "answer"]
 FinishReason = Literal["stop", "length", "context", "cancelled", "memory", "loop"]
+# A reply that ended so is not over: it can be resumed.
+RESUMABLE: frozenset[FinishReason] = frozenset({"cancelled", "memory"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +66,7 @@ class Pace:
         return self.left_tokens / self.tokens_per_s if self.tokens_per_s else None
 
 
-NoticeKind = Literal["landing", "loop", "memory", "steering", "pause", "cache", "draft"]
+NoticeKind = Literal["landing", "loop", "memory", "steering", "pause", "cache"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,8 @@ class Notice:
 
     Attributes:
         kind: ``landing`` the thought was closed, ``loop`` because it went in circles, ``memory`` the governor gave
-            memory back, ``steering`` a wish was carried out, ``pause`` it was paused or goes on, ``cache`` a prompt
-            cache was read or dropped, ``draft`` drafting began or ended.
+            memory back, ``steering`` a wish was carried out, ``pause`` it was paused or goes on, ``cache`` what
+            is kept on the disk was damaged, or could not be kept.
     """
 
     kind: NoticeKind

@@ -12,7 +12,7 @@ from mlx import nn
 from r1mac.engine.constraint import Constraint
 from r1mac.engine.control import Control
 from r1mac.engine.drafts.speculation import Speculation
-from r1mac.engine.events import Event, FinishReason, Notice
+from r1mac.engine.events import RESUMABLE, Event, FinishReason, Notice
 from r1mac.engine.kept.checkpoint import Checkpoint, CheckpointHeader, SavedReply
 from r1mac.engine.kept.prompt_cache import PromptCache
 from r1mac.engine.memory.supervision import MemoryTerms, Supervisor
@@ -175,8 +175,7 @@ class Session:
         """Take over what is known of the conversation from elsewhere."""
         cache = self._aids.prompt_cache
         if cache is not None:
-            token_ids = reply.prompt_ids + reply.token_ids
-            adopted = cache.adopt(self._transcript, token_ids, worth_tokens=self._prompt_tokens)
+            adopted = cache.adopt(self._transcript, reply.all_ids, worth_tokens=self._prompt_tokens)
             if adopted is not None and adopted.note:
                 yield Notice(kind="cache", text=adopted.note)
         self._prompt_tokens = len(reply.prompt_ids)
@@ -192,7 +191,7 @@ class Session:
         cache, journal = self._aids.prompt_cache, reply.journal
         if journal is None:
             return
-        resumable = reason in {"cancelled", "memory"}
+        resumable = reason in RESUMABLE
         prompt_tokens = len(reply.prompt_ids)
         if cache is not None:
             if note := cache.store(self._transcript, None if resumable else prompt_tokens).note:

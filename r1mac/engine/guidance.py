@@ -83,6 +83,8 @@ class Guide:
         loop = self._loops.feed(reply.token_ids[-1], entropy_nats)
         if (wish := self._control.take()) is not None:
             return (yield from self._carry_out(wish))
+        if loop is not None and reply.channel != "think":
+            yield Notice(kind="loop", text=f"{loop.text}; it ends here")
         if reply.channel != "think":
             return loop
         if loop is not None:

@@ -45,7 +45,7 @@ _HINTS = ("Wait, the user adds: {hint}\nLet me take that into account.", "等等
 # Chinese characters, and what a hint must not have: the tags of thoughts, and R1's own tokens.
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _TAGS = re.compile(rf"{THINK_START}|{THINK_END}|<｜[^<>]*｜>")
-_TAIL_CHARACTERS = 400
+TAIL_CHARACTERS = 400
 _CHINESE_SHARE = 0.25
 
 
@@ -208,5 +208,5 @@ def _paragraph(tail: str) -> str:
 
 def _language(text: str) -> int:
     """Return 1 for a text in Chinese, else 0. A formula among Chinese words does not make them English."""
-    text = re.sub(r"\s", "", text[-_TAIL_CHARACTERS:])
+    text = re.sub(r"\s", "", text[-TAIL_CHARACTERS:])
     return int(bool(text) and len(_CHINESE.findall(text)) >= _CHINESE_SHARE * len(text))

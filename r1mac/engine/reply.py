@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from r1mac.engine.events import Channel, Finished, FinishReason, GenerationStats, PrefillProgress, TextDelta
+from r1mac.engine.landing import TAIL_CHARACTERS
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.request import GenerateRequest
 from r1mac.engine.sampling import Sampler
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from r1mac.engine.kept.checkpoint import Checkpoint
 
 _PACE_SECONDS = 1.0
-_TAIL_CHARACTERS = 400
 
 
 def begin_reply(
@@ -87,6 +87,7 @@ class Reply:
         self.ended = False
         self.journal: Checkpoint | None = None
         self._splitter = splitter
+        self._tokenizer = tokenizer
         self._text = tokenizer.stream()
         self._stops = StopStrings(request.stop) if request.stop else None
         self._answer_start = 0 if splitter.channel == "answer" else None
@@ -102,6 +103,16 @@ class Reply:
     def channel(self) -> Channel:
         """Where the token that comes next belongs."""
         return self._splitter.channel
+
+    @property
+    def all_ids(self) -> list[int]:
+        """The tokens of the prompt and its own."""
+        return self.prompt_ids + self.token_ids
+
+    @property
+    def last_id(self) -> int:
+        """The last token of prompt and reply."""
+        return self.token_ids[-1] if self.token_ids else self.prompt_ids[-1]
 
     @property
     def left_tokens(self) -> int:
@@ -177,12 +188,17 @@ class Reply:
         if self.journal is not None:
             self.journal.append((token_id,), think_seconds=self.decode_seconds)
         if text := self._text.push(token_id):
-            self._tail = (self._tail + text)[-_TAIL_CHARACTERS:]
+            self._tail = (self._tail + text)[-TAIL_CHARACTERS:]
             yield from self._cut(self._splitter.feed(text))
         if was_thinking and self.channel == "answer":
             self._answer_start = len(self.token_ids)
         elif self.channel == "think":
             self._answer_start = None
+
+    def put_in(self, text: str) -> Iterator[TextDelta]:
+        """Add *text* as if the model had written it, and yield what became certain."""
+        for token_id in self._tokenizer.encode(text):
+            yield from self.take(token_id)
 
     def replay(self, token_ids: Sequence[int], *, seconds: float) -> Iterator[TextDelta]:
         """Take the tokens that were written before, in so many seconds, and yield their text."""

@@ -7,6 +7,7 @@ import mlx.core as mx
 from mlx import nn
 
 from r1mac.engine.layers.kv import LayerCache, make_kv_cache
+from r1mac.engine.prefix import shared_prefix
 from r1mac.plan.memory import WIDE_BITS
 
 
@@ -183,13 +184,3 @@ class Transcript:
     def commit(self, token_ids: Sequence[int]) -> None:
         """Note the values of tokens that were fed."""
         self._token_ids.extend(token_ids)
-
-
-def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return how many tokens two lists begin with in common."""
-    count = 0
-    for one, other in zip(left, right, strict=False):
-        if one != other:
-            break
-        count += 1
-    return count

@@ -83,7 +83,7 @@ class Writing:
     def _prefill(self) -> Generator[Event, None, FinishReason | None]:
         """Read what the cache lacks of prompt and reply, but for the last token."""
         reply, transcript = self._reply, self._transcript
-        token_ids = reply.prompt_ids + reply.token_ids
+        token_ids = reply.all_ids
         cached_tokens = transcript.rewind_to(token_ids)
         if not reply.decoding:
             reply.begin_prefill(cached_tokens)
@@ -133,15 +133,14 @@ class Writing:
                     return "stop"
                 following = yield from self._take(token_id)
                 if following is not None:
-                    yield from self._insert(following.insertion)
+                    yield from reply.put_in(following.insertion)
                     return following.reason
         return reply.full
 
     def _tokens(self) -> Generator[int]:
         """Return the loop that suits what is asked of the tokens."""
         reply, transcript = self._reply, self._transcript
-        last_id = (reply.prompt_ids + reply.token_ids)[-1]
-        arguments = (transcript, last_id, reply.sampler, reply.token_ids, reply.left_tokens)
+        arguments = (transcript, reply.last_id, reply.sampler, reply.token_ids, reply.left_tokens)
         if self._stepwise:
             return decode_stepwise(*arguments, mask=self._mask if self._constrains else None, trace=self._trace)
         return decode(*arguments) if self._speculation is None else self._speculation.decode(*arguments)
@@ -188,7 +187,6 @@ class Writing:
             yield from self._wait()
         due = yield from self._guide.after_token(entropy)
         if isinstance(due, Loop):
-            yield Notice(kind="loop", text=f"{due.text}; it ends here")
             return _Following(reason="loop")
         if due is not None:
             return _Following(due)
@@ -211,11 +209,6 @@ class Writing:
         self._reply.leave_out(time.perf_counter() - started)
         if not self._control.cancelled:
             yield Notice(kind="pause", text="going on")
-
-    def _insert(self, text: str) -> Iterator[Event]:
-        """Put *text* into the reply, as if the model had written it."""
-        for token_id in self._tokenizer.encode(text):
-            yield from self._reply.take(token_id)
 
 
 class _Following(NamedTuple):

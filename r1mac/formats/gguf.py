@@ -136,4 +136,6 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 def _tensor(tensor: Any) -> GGUFTensor:
     shape = tuple(int(length) for length in reversed(tensor.shape.tolist()))
+    if 0 in shape:
+        raise ValueError(f"{tensor.name} has the shape {shape}, which holds nothing")
     return GGUFTensor(tensor.name, shape, tensor.tensor_type.name, tensor)

@@ -62,7 +62,7 @@ def load_measured(hardware: HardwareProfile, path: Path | None = None) -> Measur
     # Only Metal's numbers are worth a correction: a CPU's were measured, and no speed is forecast for one.
     if hardware.system != "macos":
         return Measured()
-    entry = _read(path or paths.measured_file()).get(_key(hardware))
+    entry = durable.read_object(path or paths.measured_file()).get(_key(hardware))
     if not isinstance(entry, dict):
         return Measured()
     factors = entry.get("scratch_factors")
@@ -112,7 +112,7 @@ def save_measured(hardware: HardwareProfile, measured: Measured, path: Path | No
     import json
 
     path = path or paths.measured_file()
-    data = _read(path)
+    data = durable.read_object(path)
     data[_key(hardware)] = {
         "speed": list(measured.calibration) if measured.calibration else None,
         "scratch_factors": dict(measured.scratch_factors),
@@ -152,17 +152,3 @@ def _clamped(factor: Any) -> float:
 
 def _key(hardware: HardwareProfile) -> str:
     return f"{hardware.chip}, {hardware.gpu_core_count} GPU cores, {hardware.memory_bytes // GIB} GiB"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes()
-    except OSError:
-        return {}
-    import json
-
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        return {}
-    return data if isinstance(data, dict) else {}

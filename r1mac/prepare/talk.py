@@ -5,15 +5,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from r1mac.engine.control import Control
-from r1mac.engine.events import Channel, Event, Finished, Notice, TextDelta
+from r1mac.engine.events import RESUMABLE, Channel, Event, Finished, Notice, TextDelta
 from r1mac.engine.request import GenerateRequest, Message
 from r1mac.prepare.chats import ChatMessage, KeptChat
 
 if TYPE_CHECKING:
     from r1mac.engine.generate import Session
-
-# A reply that ended so can be gone on with.
-_RESUMABLE = {"cancelled", "memory"}
 
 
 class Talk:
@@ -68,7 +65,7 @@ class Talk:
         for event in events:
             if isinstance(event, TextDelta):
                 written[event.channel].append(event.text)
-            if isinstance(event, Finished) and event.reason not in _RESUMABLE:
+            if isinstance(event, Finished) and event.reason not in RESUMABLE:
                 reply = ChatMessage(
                     role="assistant", text="".join(written["answer"]), thought="".join(written["think"])
                 )

@@ -33,8 +33,12 @@ def error_object(failure: R1MacError) -> None:
     """Write an error to stdout as the last JSON object of a run."""
     import json
 
-    fields = {"problem": failure.problem, "hint": failure.hint, "exit_code": failure.exit_code}
-    click.echo(json.dumps({"event": "error", **fields}, ensure_ascii=False))
+    click.echo(json.dumps({"event": "error", **error_fields(failure)}, ensure_ascii=False))
+
+
+def error_fields(failure: R1MacError) -> dict[str, object]:
+    """Return an error as JSON types."""
+    return {"problem": failure.problem, "hint": failure.hint, "exit_code": failure.exit_code}
 
 
 def plain(event: object) -> dict[str, object]:

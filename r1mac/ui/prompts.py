@@ -46,7 +46,7 @@ def answer_all(
             running[batch.submit(make_request(one.messages), control)] = _Answer(one)
         except R1MacError as error:
             failed += 1
-            _write(one, error={"problem": error.problem, "hint": error.hint, "exit_code": error.exit_code})
+            _write(one, error=console.error_fields(error))
     done = 0
     while len(batch):
         for ticket, event in batch.step():

@@ -132,10 +132,10 @@ def test_a_run_that_is_ended_in_order_leaves_nothing(environment, tiny, ending):
         stderr=subprocess.PIPE,
         pipesize=4096,
     )
+    assert process.stdout is not None
+    assert process.stdout.read(1)  # it writes, and soon its pipe is full
     home = Path(environment["R1MAC_HOME"])
-    while process.poll() is None and not any('"run"' in path.read_text() for path in (home / "runs").glob("*.json")):
-        time.sleep(0.01)
-    time.sleep(0.5)  # it writes by now, and its pipe is full
+    assert list((home / "runs").glob("*.json")) != []
     process.send_signal(ending)
     process.communicate(timeout=60)
 

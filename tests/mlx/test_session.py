@@ -466,7 +466,7 @@ def test_a_long_answer_clears_its_buffers(engines: Callable[..., Engine]) -> Non
     """An answer longer than the interval at which MLX's buffers are freed goes on unchanged."""
     from r1mac.engine import decode
 
-    count = decode._CLEAR_EVERY_TOKENS + 20
+    count = decode.CLEAR_EVERY_TOKENS + 20
 
     tokens, _ = _talk(engines()).ask(request(max_tokens=count))
 

@@ -130,3 +130,14 @@ def test_the_cache_is_narrowed_under_way(engine: Engine) -> None:
     said = [what for kind, what in notices(events) if kind == "memory"]
     assert any("8 bits" in what for what in said)
     assert finished(events).reason in {"length", "stop", "loop"}
+
+
+def test_a_narrowed_cache_is_noted(engine: Engine, tmp_path: Path) -> None:
+    """A reply on the disk says how wide its cache was at the end, so that it is resumed as it was."""
+    kept_at = tmp_path / "reply.journal"
+
+    _run(_session(engine, _Shortage(20, 4 * MIB)), replace(ASKED, max_tokens=900), kept_at)
+
+    saved = load_checkpoint(kept_at)
+    assert saved.header.kv_bits == 16
+    assert saved.kv_bits == 8

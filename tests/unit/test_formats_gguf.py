@@ -234,7 +234,17 @@ def test_an_offset_that_wraps_around_is_refused(tmp_path):
     damage(path)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=2_000)
+def test_a_tensor_that_holds_nothing_is_refused(tmp_path):
+    """A length of 0 has no rows to give, so it is damage and no tensor."""
+    path = write(tmp_path / "x.gguf")
+    content = path.read_bytes()
+    begin = content.index(b"vector") + 6 + 4
+    path.write_bytes(content[:begin] + struct.pack("<q", 0) + content[begin + 8 :])
+
+    damage(path)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     changes=st.lists(
         st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4
@@ -256,7 +266,7 @@ def test_a_corrupted_header_is_read_or_refused(changes, tmp_path):
                 tensor.rows(0, 1)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=2_000)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(tail=st.binary(max_size=120))
 def test_arbitrary_bytes_behind_the_magic_are_refused_or_read(tail, tmp_path):
     """No bytes behind ``GGUF`` and a known version lead to anything but a result or BadCheckpoint."""

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 
 from r1mac.engine.drafts.length import Acceptance
+from r1mac.engine.prefix import shared_prefix
 
 # How far back two places are compared to tell which of them agrees longer with the end of the text.
 MOST_AGREEMENT = 16
@@ -80,7 +81,7 @@ class Lookup:
     def begin(self, token_ids: Sequence[int]) -> None:
         """Take *token_ids* for the text. What it shares with the text so far is not indexed again."""
         token_ids = token_ids[-self.most_tokens :]
-        shared = _shared_prefix(self._text, token_ids)
+        shared = shared_prefix(self._text, token_ids)
         # Undoing costs as much as adding does: a text that is mostly another is begun anew.
         if shared < len(self._text) // 2:
             self._forget()
@@ -171,10 +172,3 @@ class Lookup:
 
 def _grade(agreement: int) -> int:
     return _GRADE_OF[min(agreement, MOST_AGREEMENT)]
-
-
-def _shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    for index, (one, other) in enumerate(zip(left, right, strict=False)):
-        if one != other:
-            return index
-    return min(len(left), len(right))

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 import mlx.core as mx
 
+from r1mac.engine.decode import CLEAR_EVERY_TOKENS
 from r1mac.engine.drafts.length import best_length
 from r1mac.engine.drafts.step_costs import Gauge, StepCosts
 from r1mac.engine.sampling import Sampler
@@ -22,7 +23,6 @@ _TELLING_TOKENS = 16
 _WORTH_MEASURING_TOKENS = 32
 # What is assumed of a machine that was not measured, to tell whether measuring is worth it.
 _HOPED_COSTS = StepCosts({1: 1.0, MOST_DRAFTED + 1: 2.0})
-_CLEAR_EVERY_TOKENS = 256
 
 
 class Drafter(Protocol):
@@ -106,7 +106,7 @@ class Speculation:
                 for token_id in token_ids:
                     delivered += 1
                     yield token_id
-                    if delivered % _CLEAR_EVERY_TOKENS == 0:
+                    if delivered % CLEAR_EVERY_TOKENS == 0:
                         mx.clear_cache()
         finally:
             transcript.keep(min(len(transcript), begin + 1 + delivered))

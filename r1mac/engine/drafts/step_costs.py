@@ -195,18 +195,7 @@ def _mlx_version() -> str:
 
 
 def _read(path: Path) -> dict[str, StepCosts]:
-    try:
-        text = path.read_bytes()
-    except OSError:
-        return {}
-    import json
-
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        return {}
-    entries = data.items() if isinstance(data, dict) else ()
-    return {key: costs for key, value in entries if (costs := _costs(value)) is not None}
+    return {key: costs for key, value in durable.read_object(path).items() if (costs := _costs(value)) is not None}
 
 
 def _costs(value: Any) -> StepCosts | None:

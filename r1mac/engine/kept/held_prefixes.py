@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from r1mac.engine.transcript import HeldPrefix, shared_prefix
+from r1mac.engine.prefix import shared_prefix
+from r1mac.engine.transcript import HeldPrefix
 
 
 class HeldPrefixes:

@@ -13,7 +13,8 @@ import numpy as np
 from r1mac.engine.kept.block_folder import BlockFolder
 from r1mac.engine.kept.blocks import Block, BlockTensor, block_name, chain_root, next_digest
 from r1mac.engine.kept.held_prefixes import HeldPrefixes
-from r1mac.engine.transcript import Transcript, shared_prefix
+from r1mac.engine.prefix import shared_prefix
+from r1mac.engine.transcript import Transcript
 from r1mac.plan.memory import CACHE_BLOCK_TOKENS
 from r1mac.units import format_size
 

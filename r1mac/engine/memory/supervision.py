@@ -75,6 +75,8 @@ class Supervisor:
                     self._transcript.prefill_step_tokens = step_tokens
                 case NarrowCache(kv_bits=kv_bits):
                     self._transcript.requantize(kv_bits)
+                    if self._reply.journal is not None:
+                        self._reply.journal.narrow(kv_bits)
             yield Notice(kind="memory", text=action.text)
 
     def _situation(self, phase: Literal["prefill", "decode"], prompt_left_tokens: int, answer_tokens: int) -> Situation:
