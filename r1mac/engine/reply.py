@@ -8,7 +8,7 @@ import mlx.core as mx
 
 from r1mac.engine.events import Channel, Finished, FinishReason, GenerationStats, PrefillProgress, TextDelta
 from r1mac.engine.landing import TAIL_CHARACTERS
-from r1mac.engine.prompt import PromptTemplate
+from r1mac.engine.prompt import Prompt, PromptTemplate
 from r1mac.engine.request import GenerateRequest
 from r1mac.engine.sampling import Sampler
 from r1mac.engine.stop import StopStrings
@@ -37,14 +37,19 @@ def begin_reply(
     Raises:
         DoesNotFit: the prompt alone fills the planned context.
     """
-    prompt = template.render(request.messages, think=request.think)
+    prompt = (
+        template.render(request.messages, think=request.think)
+        if request.raw_prompt is None
+        else Prompt(text=request.raw_prompt, in_thought=False)
+    )
     prompt_ids = tokenizer.encode(prompt.text) if prompt_ids is None else list(prompt_ids)
     if len(prompt_ids) >= context_tokens:
         raise DoesNotFit(
             f"the conversation has {len(prompt_ids)} tokens and memory is planned for {context_tokens}",
             hint="shorten the prompt, or allow more with --context (in a chat, /reset begins anew)",
         )
-    splitter = ThinkSplitter(in_thought=prompt.in_thought, can_open=template.thinks and request.think)
+    can_open = template.thinks and request.think and request.raw_prompt is None
+    splitter = ThinkSplitter(in_thought=prompt.in_thought, can_open=can_open)
     room_tokens = context_tokens - len(prompt_ids)
     return Reply(request, prompt_ids, splitter=splitter, tokenizer=tokenizer, room_tokens=room_tokens)
 

@@ -92,6 +92,7 @@ class GenerateRequest:
 
     Attributes:
         messages: the whole conversation; the last message is the user's.
+        raw_prompt: a text to be continued as it stands, in place of *messages*; all that follows is the answer.
         max_tokens: most tokens to write, thought included.
         think: False asks the model to answer at once.
         think_tokens: most tokens of thought; then the thought is closed and the model answers.
@@ -103,6 +104,7 @@ class GenerateRequest:
 
     messages: tuple[Message, ...]
     max_tokens: int
+    raw_prompt: str | None = None
     sampling: Sampling = Sampling()
     think: bool = True
     think_tokens: int | None = None

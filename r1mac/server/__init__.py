@@ -1,0 +1,1 @@
+"""The local API that other programs speak already."""
