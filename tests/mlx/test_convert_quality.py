@@ -102,7 +102,7 @@ def test_what_was_made_otherwise_is_not_gone_on_with(other: str, tmp_path: Path)
 
 
 def test_blocks_of_rows_of_any_size_give_the_same_codes(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", DEEPSEEK_V3)
+    source = write_checkpoint(tmp_path / "source", LLAMA)
     statistics = _calibrated(source, tmp_path / "statistics")
     _converted(source, tmp_path / "large", statistics)
     _converted(source, tmp_path / "small", statistics, block_bytes=20_000)
@@ -110,7 +110,7 @@ def test_blocks_of_rows_of_any_size_give_the_same_codes(tmp_path: Path) -> None:
     large, small = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("large", "small"))
 
     codes = [name for name in large if large[name].dtype == mx.uint32]
-    assert len(codes) > 20
+    assert len(codes) > 10
     for name in codes:
         # Products of fewer rows are rounded otherwise, so a few codes fall on the other side.
         assert mx.mean(large[name] != small[name]).item() < 0.1
