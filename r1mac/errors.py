@@ -70,6 +70,10 @@ class DoesNotFit(R1MacError):
     exit_code = 4
 
 
+class PromptTooLong(DoesNotFit):
+    """A conversation is longer than memory is planned for: a shorter one would fit."""
+
+
 class BadRecipe(R1MacError):
     """A recipe or quantisation cannot be applied to this model."""
 
@@ -88,6 +92,10 @@ class BadCheckpoint(R1MacError):
     exit_code = 7
 
 
+class RefusedConversation(BadCheckpoint):
+    """A model's chat template refuses a conversation: it would take another one."""
+
+
 class UnsupportedMachine(R1MacError):
     """The computer cannot do what was asked."""
 
@@ -98,6 +106,12 @@ class NeedsAdmin(R1MacError):
     """Root is needed, and was not to be had."""
 
     exit_code = 9
+
+
+class PortInUse(R1MacError):
+    """The server's port is taken."""
+
+    exit_code = 10
 
 
 class DiskFull(R1MacError):

@@ -227,4 +227,4 @@ def machine_in(folder: Path) -> DarwinMachine:
     def as_admin(argv: tuple[str, ...]) -> CommandResult:
         return run_as_admin((f"{folder}{argv[0]}", *argv[1:]))
 
-    return DarwinMachine(run=run, run_as_admin=as_admin, platform_machine="arm64", root=folder)
+    return DarwinMachine(run=run, run_as_admin=as_admin, platform_machine="arm64", root=folder, user_id=501)

@@ -14,6 +14,8 @@ from r1mac.errors import NotWritable, R1MacError
 # them; a test keeps both texts equal.
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("r1mac.cli.run", "Run MODEL: answer PROMPT, or chat."),
+    "serve": ("r1mac.cli.serve", "Serve MODEL to other programs, on this computer or another."),
+    "service": ("r1mac.cli.service", "Serve at each login, through macOS's launchd."),
     "plan": ("r1mac.cli.plan", "Show what MODEL needs, whether it fits, and how fast it would be."),
     "tune": ("r1mac.cli.tune", "Show or set how much memory the GPU may use for MODEL."),
     "doctor": ("r1mac.cli.doctor", "Look for what keeps r1mac from running well on this computer."),
@@ -23,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rm": ("r1mac.cli.rm", "Delete MODEL from this disk."),
     "convert": ("r1mac.cli.convert", "Convert SOURCE (a folder, a file, or a model on the Hub) to an MLX model."),
     "calibrate": ("r1mac.cli.calibrate", "Measure what MODEL's matrices are given, for `r1mac convert --quality`."),
+    "eval": ("r1mac.cli.eval", "Measure how good MODEL is: on a text, beside its original, and at thinking."),
     "push": ("r1mac.cli.push", "Upload MODEL to the Hub repository REPO."),
 }
 

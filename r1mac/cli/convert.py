@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 @click.option("--restart", is_flag=True, help="Begin anew, and use nothing that an unfinished run left.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT if it is a model already.")
 @click.option("--no-smoke", is_flag=True, help="Do not try the result by generating a few tokens.")
+@click.option("--no-measure", is_flag=True, help="Do not compare the result with its source, for its card.")
 @click.option("--dry-run", is_flag=True, help="Only say what the result, memory, disk and time would be.")
 @click.option(
     "--verify",
@@ -93,6 +94,7 @@ def command(
     restart: bool,
     force: bool,
     no_smoke: bool,
+    no_measure: bool,
     dry_run: bool,
     verify: Path | None,
     as_json: bool,
@@ -107,6 +109,7 @@ def command(
     """
     from r1mac.prepare.conversion import Manner
 
+    options.one_thread_a_product()
     if verify is not None:
         _verify(verify, smoke=not no_smoke, as_json=as_json, quiet=quiet)
         return
@@ -139,6 +142,7 @@ def command(
         replace=force,
         smoke=not no_smoke,
         quality=asked_quality,
+        measures=not no_measure,
     )
     if dry_run:
         _forecast(weights, made, adapters, memory, prediction=not no_mtp, as_json=as_json)

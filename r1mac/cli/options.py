@@ -1,5 +1,7 @@
 """Options that several commands have."""
 
+import os
+
 import click
 
 from r1mac.settings import CHOICES
@@ -29,5 +31,20 @@ parallel = click.option(
     metavar="N",
     help="How many replies to write at once, each with the whole context.  [default: 1]",
 )
+draft = click.option(
+    "--draft",
+    metavar="lookup|auto|off|MODEL",
+    help="Who drafts tokens that MODEL then checks: the text itself, a smaller sibling, or nobody. The answer is the "
+    "same.  [default: lookup]",
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Write JSON to stdout.")
 quiet = click.option("-q", "--quiet", is_flag=True, help="Only the result: no thought, progress or statistics.")
+
+
+def one_thread_a_product() -> None:
+    """Keep numpy's BLAS, which is not loaded yet, from starting threads of its own.
+
+    They wait for each other by spinning, which takes many times as long as one thread where the computer has other
+    things to do; r1mac multiplies in threads of its own.
+    """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

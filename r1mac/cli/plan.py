@@ -65,33 +65,37 @@ def _show_model(
     mac: str | None,
     as_json: bool,
 ) -> int:
+    from r1mac.formats.quality import summary
     from r1mac.plan.report import as_rows, speed_rows
     from r1mac.prepare.planning import judge
-    from r1mac.prepare.target import described, resolve
+    from r1mac.prepare.target import described, quality_of, resolve
     from r1mac.ui import tables
 
     judgement = judge(resolve(model, chosen), chosen, hardware, mac=mac)
     wish, plan = judgement.wish, judgement.plan
     answer_tokens = answer_tokens or wish.typical_answer_tokens
     if as_json:
-        return _show_json(judgement, answer_tokens)
+        return _show_json(judgement, answer_tokens, chosen)
     rows = [("model", described(wish.target)), *as_rows(wish.arch, plan, hardware, binding=judgement.binding_limit)]
     if (widest := judgement.most_bits) is not None and widest != wish.target.bits:
         context = wish.at_bits(widest).plan(hardware).context_tokens
         rows.append(("widest weights", f"{widest} bits fit with {context} tokens"))
     if judgement.can_run:
         rows += speed_rows(judgement.speed, plan, hardware, answer_tokens=answer_tokens)
+    if (quality := quality_of(wish.target, chosen)) is not None:
+        rows.append(("quality", summary(quality)))
     tables.show_facts(rows)
     judgement.require()
     return 0
 
 
-def _show_json(judgement: "Judgement", answer_tokens: int) -> int:
+def _show_json(judgement: "Judgement", answer_tokens: int, chosen: "Settings") -> int:
     import json
 
     from r1mac.errors import DoesNotFit
+    from r1mac.formats.quality import as_data as quality_data
     from r1mac.plan.report import as_data
-    from r1mac.prepare.target import described
+    from r1mac.prepare.target import described, quality_of
 
     wish, plan = judgement.wish, judgement.plan
     data: dict[str, object] = {
@@ -103,6 +107,8 @@ def _show_json(judgement: "Judgement", answer_tokens: int) -> int:
         "speed": _speed(judgement, answer_tokens),
         "remedies": [remedy._asdict() for remedy in judgement.remedies()],
     }
+    if (quality := quality_of(wish.target, chosen)) is not None:
+        data["quality"] = quality_data(quality)
     exit_code = 0
     try:
         judgement.require()

@@ -54,12 +54,7 @@ if TYPE_CHECKING:
     help="Most tokens for the thought; then the answer follows.",
 )
 @click.option("--continue", "goes_on", is_flag=True, help="Go on with the last chat with MODEL, or its cut-off reply.")
-@click.option(
-    "--draft",
-    metavar="lookup|auto|off|MODEL",
-    help="Who drafts tokens that MODEL then checks: the text itself, a smaller sibling, or nobody. The answer is the "
-    "same.  [default: lookup]",
-)
+@options.draft
 @click.option(
     "--prompts",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True),
@@ -145,8 +140,6 @@ def _require_prompts_alone(prompt: str | None, answers: Answers, *, goes_on: boo
         raise click.UsageError("--prompts has the prompts; leave out PROMPT and --continue.")
     if answers.logprobs is not None:
         raise click.UsageError("--logprobs needs --json and a PROMPT: elsewhere there is no place for them.")
-    if answers.answer_format is not None:
-        raise click.UsageError("--prompts writes several answers at once, which are not held to a format.")
 
 
 def _seconds(text: str | None) -> float | None:

@@ -9,9 +9,8 @@ import click
 
 from r1mac.machine import detect
 from r1mac.machine.occupancy import Holder, held_by
-from r1mac.prepare.drafting import A_SIBLING, draft_for, with_draft
-from r1mac.prepare.files import ensure_files
-from r1mac.prepare.loading import load, memory_held
+from r1mac.prepare.drafting import A_SIBLING
+from r1mac.prepare.opening import Prepared, open_engine, prepare
 from r1mac.prepare.planning import Judgement, judge
 from r1mac.prepare.target import described, resolve, settings_names
 from r1mac.prepare.unfinished import mark_told, unfinished
@@ -33,8 +32,22 @@ def start(
     Raises:
         R1MacError: it is unknown, does not fit, cannot be had or cannot be loaded.
     """
-    talkative = not quiet and not as_json
     machine = detect.detect()
+    prepared = find_and_fetch(model, chosen, machine, force=force, as_json=as_json, quiet=quiet)
+    with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
+        engine = display.run(open_engine(prepared, machine, held, force=force, on_others=tell_of_others))
+    return prepared.judgement, engine
+
+
+def find_and_fetch(
+    model: str, chosen: Settings, machine: "Machine", *, force: bool, as_json: bool = False, quiet: bool
+) -> Prepared:
+    """Return what MODEL means, found to fit and on this disk.
+
+    Raises:
+        R1MacError: it is unknown, does not fit or cannot be had.
+    """
+    talkative = not quiet and not as_json
     target = resolve(model, chosen)
     if talkative and target.spec is not None:
         console.note(f"{described(target)} ({target.spec.licence})")
@@ -45,16 +58,10 @@ def start(
         judgement = _offer_to_tune(judgement, chosen, machine)
     _require(judgement, force=force)
     with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
-        folder = display.run(ensure_files(target, chosen, machine, on_wait=display.wait))
-        draft = draft_for(judgement, folder, chosen)
-        judgement = with_draft(judgement, draft)
-        if talkative and chosen.draft == A_SIBLING and draft is None:
+        prepared = display.run(prepare(judgement, machine, chosen, on_wait=display.wait))
+        if talkative and chosen.draft == A_SIBLING and prepared.draft is None:
             console.note("no smaller model of this family is here to draft; the text itself does (`r1mac list`)")
-        memory = memory_held(judgement, machine, force=force, on_others=_tell_of_others)
-        recording = held.enter_context(memory)
-        engine = display.run(load(judgement, machine, folder, chosen, draft))
-    recording.enter("run")
-    return judgement, engine
+    return prepared
 
 
 def _require(judgement: Judgement, *, force: bool) -> None:
@@ -101,7 +108,8 @@ def _offer_to_tune(judgement: Judgement, chosen: Settings, machine: "Machine") -
     return judge(wish.target, replace(chosen, models={**chosen.models, name: settings}), machine.profile())
 
 
-def _tell_of_others(others: tuple[Holder, ...]) -> None:
+def tell_of_others(others: tuple[Holder, ...]) -> None:
+    """Say which processes --force goes past."""
     console.note(f"r1mac already holds {held_by(others)}; going on, as --force says")
 
 

@@ -11,6 +11,7 @@ from r1mac.convert.abilities import NO_PREDICTION
 from r1mac.convert.journal import Journal, digest_of
 from r1mac.errors import writing_to
 from r1mac.formats.folder import INDEX_NAME, read_json
+from r1mac.formats.quality import Quality, as_rows
 from r1mac.plan.memory import Quantization
 from r1mac.plan.recipe import WIDE_BITS
 from r1mac.units import format_count, format_size
@@ -40,6 +41,7 @@ class CardFacts:
         licence: lines of the source's front matter.
         adapters: names of the adapters that were merged into the source.
         leaves_out: what of the source was not converted, though it could have been.
+        quality: what was measured of the result; None where that was not asked for.
     """
 
     title: str
@@ -54,9 +56,18 @@ class CardFacts:
     licence: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     leaves_out: tuple[str, ...] = ()
+    quality: Quality | None = None
 
 
-def write_card(folder: Path, *, title: str, repo: str | None, revision: str | None, source_card: Path | None) -> None:
+def write_card(
+    folder: Path,
+    *,
+    title: str,
+    repo: str | None,
+    revision: str | None,
+    source_card: Path | None,
+    quality: Quality | None = None,
+) -> None:
     """Write README.md into the converted model *folder*, from the record of its conversion.
 
     Args:
@@ -65,6 +76,7 @@ def write_card(folder: Path, *, title: str, repo: str | None, revision: str | No
         repo: the Hub repository that it was made from, if it was one.
         revision: its commit.
         source_card: the source's README.md, which need not exist.
+        quality: what was measured of it.
 
     Raises:
         BadCheckpoint: *folder* has no record of a conversion.
@@ -87,6 +99,7 @@ def write_card(folder: Path, *, title: str, repo: str | None, revision: str | No
         weight_bytes=int(totals["total_size"]),
         parameter_count=int(totals["total_parameters"]),
         licence=_read_licence(source_card) if source_card is not None else (),
+        quality=quality,
     )
     with writing_to(folder):
         (folder / CARD_NAME).write_text(format_card(facts), encoding="utf-8")
@@ -152,6 +165,8 @@ def _body(facts: CardFacts) -> Iterator[str]:
     yield f"| recipe | {_cell(_recipe_words(facts.recipe))} |"
     size, count = format_size(facts.weight_bytes), format_count(facts.parameter_count)
     yield f"| weights | {size} ({facts.weight_bytes:,} bytes), {count} parameters, {bits:.3f} bits each |"
+    if facts.quality is not None:
+        yield from (f"| {name} | {_cell(text)} |" for name, text in as_rows(facts.quality))
     yield f"| made with | {', '.join(f'{name} {version}' for name, version in facts.made_with.items())} |"
     yield ""
     yield from ("## Run it", "", "```sh", "MODEL=.  # this folder, or the name of this repository")

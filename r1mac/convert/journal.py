@@ -161,7 +161,7 @@ def plan_of(source: "Source", recipe: "Recipe", shards: Mapping[str, Iterable[Te
 
 def resume(folder: Path, plan: ConversionPlan, *, restart: bool) -> tuple[Journal, list[str]]:
     """Return the journal in *folder* if it is of *plan*, else a new one, and why what was there is not used."""
-    new = Journal(plan=plan, made_with={"r1mac": __version__, "mlx": metadata.version("mlx")})
+    new = Journal(plan=plan, made_with=made_with())
     if not (folder / RECORD_NAME).exists():
         return new, []
     try:
@@ -174,6 +174,11 @@ def resume(folder: Path, plan: ConversionPlan, *, restart: bool) -> tuple[Journa
         return new, ["--restart was given"]
     reasons = old.plan.differences(plan)
     return (new, reasons) if reasons else (old, [])
+
+
+def made_with() -> dict[str, str]:
+    """Return the versions of the programs that decide what a conversion makes, and what is measured of it."""
+    return {"r1mac": __version__, "mlx": metadata.version("mlx")}
 
 
 def digest_of(texts: Iterable[str]) -> str:

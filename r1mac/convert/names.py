@@ -36,6 +36,12 @@ def sourcing_of(name: str, available: Container[str], *, expert_count: int) -> S
     return Sourcing("same", (name,))
 
 
+def expert_name(name: str, number: int) -> str | None:
+    """Return the Hub's name of one expert's matrix in the stack *name*; None where that is no stack."""
+    match = _EXPERT_STACK.match(name)
+    return f"{match[1]}.experts.{number}.{match[2]}.weight" if match else None
+
+
 def unused_names(names: Iterator[str] | list[str], *, layer_count: int, tied_embeddings: bool) -> set[str]:
     """Return which of the source's *names* the MLX model leaves out on purpose.
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import mlx.core as mx
-
 from r1mac.convert.blocks import DEFAULT_BLOCK_BYTES, piece_blocks
 from r1mac.convert.calibrated_fit import CalibratedFit
 from r1mac.convert.destination import Destination
+from r1mac.convert.device import cache_limited
 from r1mac.convert.encode import Encoder, Encoding
 from r1mac.convert.layout import Piece
 from r1mac.convert.recipe import Recipe
@@ -157,7 +156,7 @@ def convert_all(
         for destination in made:
             stack.enter_context(writing_to(destination.folder, needed_bytes=missing_bytes))
         stack.enter_context(_closing(made))
-        stack.enter_context(_cache_of(_CACHED_BLOCKS * block_bytes))
+        stack.enter_context(cache_limited(_CACHED_BLOCKS * block_bytes))
         yield from conversion.run()
         for destination in made:
             destination.finish(source)
@@ -277,14 +276,3 @@ def _closing(destinations: Sequence[Destination]) -> Iterator[None]:
         raise
     for destination in destinations:
         destination.close(failed=False)
-
-
-@contextlib.contextmanager
-def _cache_of(size_bytes: int) -> Iterator[None]:
-    """Let MLX keep so much of what is freed: buffers are of every size here, and keeping all looks like a leak."""
-    before = mx.set_cache_limit(size_bytes)
-    try:
-        yield
-    finally:
-        mx.set_cache_limit(before)
-        mx.clear_cache()

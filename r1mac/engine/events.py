@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from r1mac.engine.request import ToolCall
+
 Channel = Literal["think", "answer"]
 FinishReason = Literal["stop", "length", "context", "cancelled", "memory", "loop"]
 # A reply that ended so is not over: it can be resumed.
@@ -123,13 +125,22 @@ class Finished:
         reason: ``stop`` the model ended its answer or came to a stop text, ``length`` max_tokens was reached,
             ``context`` the planned context is full, ``cancelled`` somebody stopped it, ``memory`` it was put down
             because memory ran out, and can be resumed, ``loop`` the answer went in circles.
+        stop: the stop text that the answer came to, if one ended it.
     """
 
     reason: FinishReason
     stats: GenerationStats
+    stop: str | None = None
 
 
-Event = PrefillProgress | TextDelta | ChosenToken | Pace | Notice | Finished
+@dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """The model called a function. What it wrote for that is in no TextDelta."""
+
+    call: ToolCall
+
+
+Event = PrefillProgress | TextDelta | ToolCalled | ChosenToken | Pace | Notice | Finished
 
 
 def _rate(count: int, seconds: float) -> float | None:

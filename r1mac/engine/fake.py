@@ -37,7 +37,7 @@ class RecitingSession:
         answer = self._answers.popleft()
         if isinstance(answer, Exception):
             raise answer
-        in_thought = self._in_thought and request.think
+        in_thought = self._in_thought and request.think and request.raw_prompt is None
         yield from _Recital(answer, request, control or Control(), self._words_per_s, in_thought=in_thought).events()
 
 

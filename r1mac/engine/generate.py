@@ -35,12 +35,14 @@ class Aids:
         prompt_cache: what was read before.
         speculation: drafts tokens.
         fingerprint: of the model, for replies that are kept on the disk.
+        keeps_prompts: whether what was read of a prompt is put on the disk also where the reply is not kept there.
     """
 
     memory: MemoryTerms | None = None
     prompt_cache: PromptCache | None = None
     speculation: Speculation | None = None
     fingerprint: str = ""
+    keeps_prompts: bool = False
 
 
 class Session:
@@ -190,6 +192,11 @@ class Session:
         """Keep what is worth it of a reply that has ended."""
         cache, journal = self._aids.prompt_cache, reply.journal
         if journal is None:
+            # The end of a prompt that fills no block would be written anew at every turn.
+            if cache is not None and self._aids.keeps_prompts:
+                note = cache.store(self._transcript, len(reply.prompt_ids), tail=False).note
+                if note is not None:
+                    yield Notice(kind="cache", text=note)
             return
         resumable = reason in RESUMABLE
         prompt_tokens = len(reply.prompt_ids)

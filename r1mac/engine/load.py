@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ class Engine:
     kv_bits: int = WIDE_BITS
     make_aids: Callable[[], Aids] = Aids
 
-    def session(self) -> Session:
-        """Return a new conversation with an empty cache."""
+    def session(self, *, keeps_prompts: bool = False) -> Session:
+        """Return a new conversation with an empty cache; *keeps_prompts* as in ``Aids``."""
         return Session(
             self.model,
             self.tokenizer,
@@ -51,11 +51,11 @@ class Engine:
             context_tokens=self.context_tokens,
             prefill_step_tokens=self.prefill_step_tokens,
             kv_bits=self.kv_bits,
-            aids=self.make_aids(),
+            aids=replace(self.make_aids(), keeps_prompts=keeps_prompts),
         )
 
-    def batch(self, parallel: int) -> Batch:
-        """Return what writes several replies at once."""
+    def batch(self, parallel: int, *, kept_prompts_bytes: int = 0) -> Batch:
+        """Return what writes several replies at once; *kept_prompts_bytes* as in ``Batch``."""
         return Batch(
             self.model,
             self.tokenizer,
@@ -63,6 +63,7 @@ class Engine:
             parallel=parallel,
             context_tokens=self.context_tokens,
             prefill_step_tokens=self.prefill_step_tokens,
+            kept_prompts_bytes=kept_prompts_bytes,
         )
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from r1mac.engine.request import Message
 from r1mac.engine.think import THINK_END, THINK_START, tag_overlap
 from r1mac.engine.tokenizer import Tokenizer
-from r1mac.errors import BadCheckpoint
+from r1mac.engine.tool_turns import Dicts, ShapedTurns, ToolTurns
+from r1mac.errors import BadCheckpoint, RefusedConversation
 from r1mac.formats.folder import read_json
 
 # For a model that came without a template; what it says is all the model gets.
@@ -45,20 +46,30 @@ class PromptTemplate:
         self._special_tokens = {name: text for name, text in texts.items() if text is not None}
         source = _find_template(folder, tokenizer.settings)
         self._template = _compile(source if source is not None else _BARE_TEMPLATE, folder)
+        self._turns = ToolTurns(self._render_probe, end_text=self._special_tokens.get("eos_token", ""))
 
-    def render(self, messages: Sequence[Message], *, think: bool) -> Prompt:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        think: bool,
+        tools: Sequence[str] = (),
+        must_call: bool | str = False,
+    ) -> Prompt:
         """Return the prompt for the conversation *messages*.
 
         With *think* False the thought is closed before it begins: by the template where it knows how, else
-        by the tags themselves.
+        by the tags themselves. *tools* and *must_call* are those of a GenerateRequest.
 
         Raises:
-            BadCheckpoint: the template refuses this conversation; its own words are given.
+            RefusedConversation: the template refuses it; its own words are given.
+            BadCheckpoint: the template makes nothing of it.
         """
-        text = self._render(messages, think=think, opens_turn=True)
+        turns = self._turns.shape(messages, tools, must_call)
+        text = self._render_turns(turns, think=think, opens_turn=True)
         if not text:
             raise BadCheckpoint(f"the chat template in {self._folder} makes an empty prompt", hint=_FETCH_TEMPLATE)
-        opening = self._opening(messages, text, think=think)
+        opening = self._opening(turns, text, think=think)
         in_thought = opening.rfind(THINK_START) > opening.rfind(THINK_END)
         if not think and in_thought:
             text, in_thought = text.rstrip("\n") + f"\n\n{THINK_END}\n\n", False
@@ -66,33 +77,44 @@ class PromptTemplate:
             text += f"{THINK_START}\n\n{THINK_END}\n\n"
         return Prompt(text=text, in_thought=in_thought)
 
-    def _opening(self, messages: Sequence[Message], text: str, *, think: bool) -> str:
+    def _opening(self, turns: ShapedTurns, text: str, *, think: bool) -> str:
         """Return the part of a prompt that opens the model's turn: a user may have written tags too."""
-        conversation = self._render(messages, think=think, opens_turn=False)
+        conversation = self._render_turns(turns, think=think, opens_turn=False)
         # Some templates end a conversation that is not continued with a token, which may begin like a tag.
         shared = os.path.commonprefix([text, conversation])  # noqa: RUF071 - text, not paths
         held = max(tag_overlap(shared, tag) for tag in (THINK_START, THINK_END))
         return text[len(shared) - held :]
 
-    def _render(self, messages: Sequence[Message], *, think: bool, opens_turn: bool) -> str:
+    def _render_turns(self, turns: ShapedTurns, *, think: bool, opens_turn: bool) -> str:
+        goes_on = turns.open_at is not None
+        text = self._render(turns.messages, turns.tools, think=think, opens_turn=opens_turn and not goes_on)
+        if turns.open_at is not None:
+            before, word, _ = text.partition(turns.open_at)
+            text = before + word
+        return turns.fill(text)
+
+    def _render_probe(self, messages: Dicts, tools: Dicts | None) -> str:
+        return self._render(messages, tools, think=True, opens_turn=False)
+
+    def _render(self, messages: Dicts, tools: Dicts | None, *, think: bool, opens_turn: bool) -> str:
         import jinja2
 
         try:
             return str(
                 self._template.render(
-                    messages=[{"role": message.role, "content": message.text} for message in messages],
+                    messages=messages,
                     add_generation_prompt=opens_turn,
                     # Qwen3's name and DeepSeek-V3.1's for the same wish; other templates read neither.
                     enable_thinking=think,
                     thinking=think,
                     # As transformers does, which templates are tried with: some ask whether these are none.
-                    tools=None,
+                    tools=tools,
                     documents=None,
                     **self._special_tokens,
                 )
             )
         except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
-            raise BadCheckpoint(
+            raise RefusedConversation(
                 f"the chat template in {self._folder} cannot render this conversation: {error}",
                 hint=_FETCH_TEMPLATE,
             ) from error

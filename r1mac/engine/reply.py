@@ -14,12 +14,23 @@ from r1mac.engine.sampling import Sampler
 from r1mac.engine.stop import StopStrings
 from r1mac.engine.think import ThinkSplitter
 from r1mac.engine.tokenizer import Tokenizer
-from r1mac.errors import DoesNotFit
+from r1mac.errors import PromptTooLong
 
 if TYPE_CHECKING:
     from r1mac.engine.kept.checkpoint import Checkpoint
 
 _PACE_SECONDS = 1.0
+
+
+def prompt_of(request: GenerateRequest, template: PromptTemplate) -> Prompt:
+    """Return what the model reads of *request* before it writes.
+
+    Raises:
+        BadCheckpoint: the template refuses this conversation.
+    """
+    if request.raw_prompt is not None:
+        return Prompt(text=request.raw_prompt, in_thought=False)
+    return template.render(request.messages, think=request.think, tools=request.tools, must_call=request.must_call)
 
 
 def begin_reply(
@@ -35,16 +46,12 @@ def begin_reply(
     *prompt_ids* are the tokens of the prompt, if that was rendered before.
 
     Raises:
-        DoesNotFit: the prompt alone fills the planned context.
+        PromptTooLong: the prompt alone fills the planned context.
     """
-    prompt = (
-        template.render(request.messages, think=request.think)
-        if request.raw_prompt is None
-        else Prompt(text=request.raw_prompt, in_thought=False)
-    )
+    prompt = prompt_of(request, template)
     prompt_ids = tokenizer.encode(prompt.text) if prompt_ids is None else list(prompt_ids)
     if len(prompt_ids) >= context_tokens:
-        raise DoesNotFit(
+        raise PromptTooLong(
             f"the conversation has {len(prompt_ids)} tokens and memory is planned for {context_tokens}",
             hint="shorten the prompt, or allow more with --context (in a chat, /reset begins anew)",
         )
@@ -243,6 +250,7 @@ class Reply:
         decode_started = ended if self._decode_started is None else self._decode_started
         return Finished(
             reason=reason,
+            stop=self._stops.met if self._stops is not None and reason == "stop" else None,
             stats=GenerationStats(
                 prompt_tokens=len(self.prompt_ids),
                 cached_tokens=self._cached_tokens,

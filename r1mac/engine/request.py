@@ -5,12 +5,36 @@ from dataclasses import dataclass
 from typing import Literal
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A function that a model calls.
+
+    Attributes:
+        id: what the result names it by.
+        name: the function's.
+        arguments: a JSON object, as text.
+    """
+
+    id: str
+    name: str
+    arguments: str
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. An assistant's text is its answer, without the thought."""
+    """One turn of a conversation. An assistant's text is its answer, without the thought.
 
-    role: Literal["system", "user", "assistant"]
+    Attributes:
+        role: whose turn it is; ``tool`` for the result of one function.
+        text: what is said.
+        tool_calls: the functions that an assistant calls after it.
+        tool_call_id: the call that a result belongs to; None for the next one that has no result yet.
+    """
+
+    role: Literal["system", "user", "assistant", "tool"]
     text: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +115,7 @@ class GenerateRequest:
     """A conversation to be continued.
 
     Attributes:
-        messages: the whole conversation; the last message is the user's.
+        messages: the whole conversation; the last message is the user's, or a function's result.
         raw_prompt: a text to be continued as it stands, in place of *messages*; all that follows is the answer.
         max_tokens: most tokens to write, thought included.
         think: False asks the model to answer at once.
@@ -100,6 +124,8 @@ class GenerateRequest:
         stop: texts that end the answer where they begin; they are not part of it.
         logprobs: how many alternatives to tell for each token, 0 for the token alone; None tells nothing.
         answer_format: what the answer must look like.
+        tools: the functions that the model may call, each as JSON in OpenAI's shape.
+        must_call: whether it is told to call one of them; a name says which.
     """
 
     messages: tuple[Message, ...]
@@ -112,3 +138,5 @@ class GenerateRequest:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     answer_format: AnswerFormat | None = None
+    tools: tuple[str, ...] = ()
+    must_call: bool | str = False

@@ -10,7 +10,7 @@ class StopStrings:
     two overlap the one that begins first cuts.
 
     Attributes:
-        stopped: whether a stop was met; nothing is released any more.
+        met: the stop that was met; nothing is released any more.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -23,7 +23,12 @@ class StopStrings:
             raise ValueError("a stop text must not be empty")
         self._stops = tuple(stops)
         self._held = ""
-        self.stopped = False
+        self.met: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop was met."""
+        return self.met is not None
 
     def feed(self, text: str) -> str:
         """Take more text and return what is certain not to belong to a stop."""
@@ -56,7 +61,9 @@ class StopStrings:
         return None
 
     def _stop(self, place: int) -> str:
-        text, self._held, self.stopped = self._held[:place], "", True
+        # Of two that begin there, the longer one says more.
+        self.met = max((stop for stop in self._stops if self._held.startswith(stop, place)), key=len)
+        text, self._held = self._held[:place], ""
         return text
 
     def _release(self, length: int) -> str:

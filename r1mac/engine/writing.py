@@ -142,7 +142,9 @@ class Writing:
         reply, transcript = self._reply, self._transcript
         arguments = (transcript, reply.last_id, reply.sampler, reply.token_ids, reply.left_tokens)
         if self._stepwise:
-            return decode_stepwise(*arguments, mask=self._mask if self._constrains else None, trace=self._trace)
+            return decode_stepwise(
+                *arguments, mask=self._mask if self._constraint is not None else None, trace=self._trace
+            )
         return decode(*arguments) if self._speculation is None else self._speculation.decode(*arguments)
 
     def _must_step(self) -> bool:
@@ -155,7 +157,9 @@ class Writing:
         return self._constraint is not None and self._reply.channel == "answer"
 
     def _mask(self, logits: mx.array) -> mx.array:
-        assert self._constraint is not None
+        # A thought may end under way, and its answer is held from its first token on.
+        if self._constraint is None or not self._constrains:
+            return logits
         reply = self._reply
         return self._constraint.mask(logits, reply.answer_ids, may_think=reply.may_open_thought)
 

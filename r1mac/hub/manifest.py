@@ -11,6 +11,7 @@ from typing import Any
 
 from r1mac.durable import write_whole
 from r1mac.errors import BadCheckpoint, writing_to
+from r1mac.formats.quality import QUALITY_NAME
 
 MANIFEST_NAME = "r1mac.json"
 _FORMAT = 1
@@ -44,13 +45,16 @@ class Manifest:
 
 
 def describe(folder: Path, *, source: str, revision: str | None, bits: int | None) -> Manifest:
-    """Return the manifest of *folder* as it is now; hidden files are not part of a model."""
+    """Return the manifest of *folder* as it is now.
+
+    Hidden files are not part of a model, nor is quality.json, which is written anew whenever something is measured.
+    """
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder) for path in paths]
     files = tuple(
         StoredFile(name=name.as_posix(), size_bytes=(folder / name).stat().st_size)
         for name in names
-        if name.as_posix() != MANIFEST_NAME and not any(part.startswith(".") for part in name.parts)
+        if name.as_posix() not in {MANIFEST_NAME, QUALITY_NAME} and not any(part.startswith(".") for part in name.parts)
     )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return Manifest(source=source, revision=revision, bits=bits, created=now, files=files)

@@ -8,6 +8,7 @@ from r1mac.errors import UnsupportedMachine
 
 if TYPE_CHECKING:
     # Seven generated classes, 15 ms of a start that reads nothing.
+    from r1mac.machine.launch_agent import LaunchAgent
     from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, StartupSetting, Thermal, Thunderbolt
     from r1mac.machine.wired_limit import WiredLimit
 
@@ -127,4 +128,14 @@ class Machine(Protocol):
         """
         raise UnsupportedMachine(
             "only a Mac has a limit of what its GPU may hold", hint="`r1mac plan` shows what fits this computer"
+        )
+
+    def launch_agent(self) -> "LaunchAgent":
+        """Return what starts a program at each login.
+
+        Raises:
+            UnsupportedMachine: this computer has no launchd.
+        """
+        raise UnsupportedMachine(
+            "only a Mac has launchd, which starts a service at each login", hint="start `r1mac serve` by hand"
         )

@@ -32,6 +32,7 @@ from r1mac.machine.readings import Boot, Disk, MemoryState, Panic, Readings, Sta
 from r1mac.units import GIB, MIB, format_memory
 
 if TYPE_CHECKING:
+    from r1mac.machine.launch_agent import LaunchAgent
     from r1mac.machine.wired_limit import WiredLimit
 
 logger = logging.getLogger(__name__)
@@ -73,8 +74,10 @@ class DarwinMachine(Machine):
         run_as_admin: Run | None = None,
         platform_machine: str | None = None,
         root: Path = Path("/"),
+        user_id: int | None = None,
     ) -> None:
         self._run = run
+        self._user_id = os.getuid() if user_id is None else user_id
         self._run_as_admin = run_as_admin
         self._platform_machine = platform_machine or os.uname().machine
         self._root = root
@@ -158,6 +161,12 @@ class DarwinMachine(Machine):
         from r1mac.machine.wired_limit import WiredLimit
 
         return WiredLimit(run=self._run, run_as_admin=self._run_as_admin or run_as_admin, root=self._root)
+
+    def launch_agent(self) -> "LaunchAgent":
+        """Return what starts a program at each login."""
+        from r1mac.machine.launch_agent import LaunchAgent
+
+        return LaunchAgent(run=self._run, home=Path.home(), user_id=self._user_id)
 
 
 def parse_gpu_core_count(text: str) -> int | None:

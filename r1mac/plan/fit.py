@@ -36,6 +36,7 @@ class MemoryPlan:
         max_context_tokens: the longest context that would fit; 0 if the weights alone do not.
         parallel: how many replies are written at once, each with a context of its own.
         draft_bytes: all that a smaller model takes that drafts for this one.
+        kept_prompts_bytes: the most that is kept in memory of conversations that are not at work.
     """
 
     weight_bytes: int
@@ -51,11 +52,13 @@ class MemoryPlan:
     compute: Compute
     parallel: int = 1
     draft_bytes: int = 0
+    kept_prompts_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """All that is needed at once."""
-        return self.weight_bytes + self.kv_cache_bytes + self.prefill_scratch_bytes + self.draft_bytes
+        cache_bytes = self.kv_cache_bytes + self.kept_prompts_bytes
+        return self.weight_bytes + cache_bytes + self.prefill_scratch_bytes + self.draft_bytes
 
     @property
     def budget_bytes(self) -> int:

@@ -89,10 +89,10 @@ def _prompt_cache(plan: MemoryPlan, fingerprint: str, settings: Settings) -> "Pr
     from r1mac.engine.kept.prompt_cache import PromptCache
 
     limit_bytes = None if settings.prompt_cache_gb is None else round(settings.prompt_cache_gb * _GB)
-    if limit_bytes == 0:
+    if limit_bytes == 0 and not plan.kept_prompts_bytes:
         return None
-    folder = BlockFolder(paths.prompt_cache_dir(), limit_bytes=limit_bytes)
-    return PromptCache(folder, model=fingerprint, computing=plan.compute.value)
+    folder = None if limit_bytes == 0 else BlockFolder(paths.prompt_cache_dir(), limit_bytes=limit_bytes)
+    return PromptCache(folder, model=fingerprint, computing=plan.compute.value, memory_bytes=plan.kept_prompts_bytes)
 
 
 def _text_drafts(judgement: Judgement, fingerprint: str) -> "Speculation":

@@ -1,6 +1,5 @@
 """``r1mac calibrate``: a model's weights and a text become statistics of what its matrices are given."""
 
-import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 from r1mac.errors import BadCheckpoint, DoesNotFit, NotWritable, writing_to
 from r1mac.machine.base import Machine
 from r1mac.prepare.files import PrepareEvent, Progress
+from r1mac.prepare.tokens import encode_texts, read_text
 from r1mac.units import MIB, format_memory
 
 if TYPE_CHECKING:
@@ -109,32 +109,17 @@ def calibrate_path(
 def sequences_of(source: "Source", text_file: Path | None) -> list[list[int]]:
     """Return the tokens of the calibration text, in pieces of one length.
 
-    The tokenizer is read from a copy of the files that go with the weights: a GGUF file has it inside.
-
     Raises:
         BadCheckpoint: there is no tokenizer, it is not the model's, or the text is too short or no text.
     """
     from r1mac.convert.calibration import cut_into_sequences, shipped_text
-    from r1mac.engine.tokenizer import Tokenizer
 
-    text = shipped_text() if text_file is None else _read(text_file)
-    with tempfile.TemporaryDirectory() as name:
-        source.write_companions(Path(name))
-        if not (Path(name) / "tokenizer.json").is_file():
-            raise BadCheckpoint(
-                f"{source.description} has no tokenizer.json, without which no text can be read",
-                hint="copy it from the model's own repository",
-            )
-        token_ids = Tokenizer(Path(name)).encode(text)
+    text = shipped_text() if text_file is None else read_text(text_file, "the calibration text")
+    (token_ids,) = encode_texts(source, [text]).texts
     if len(token_ids) < _LEAST_TOKENS:
         raise BadCheckpoint(
             f"the calibration text has {len(token_ids)} tokens, and at least {_LEAST_TOKENS} are needed",
             hint="use a longer text, or leave out --calibration",
-        )
-    if (most := max(token_ids)) >= (count := source.config.get("vocab_size", most + 1)):
-        raise BadCheckpoint(
-            f"the tokenizer of {source.description} gives token {most}, and the model has {count}",
-            hint="use the tokenizer of the model's own repository",
         )
     return cut_into_sequences(token_ids)
 
@@ -147,14 +132,6 @@ def _check_memory(needed_bytes: int, machine: Machine) -> None:
             f"{format_memory(free_bytes)} are free",
             hint="close other programs, or calibrate on a computer with more memory and copy the folder",
         )
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise BadCheckpoint(f"cannot read the calibration text {path}: {reason}", hint="check the path") from error
 
 
 def _check_folder(folder: Path) -> None:

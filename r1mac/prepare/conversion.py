@@ -8,26 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from r1mac import paths
-from r1mac.errors import BadRecipe, NotWritable, R1MacError
+from r1mac.errors import BadRecipe, NotWritable, R1MacError, writing_to
 from r1mac.machine.base import Machine
 from r1mac.prepare.calibrating import STATISTICS_NAME, Quality, statistics_for
+from r1mac.prepare.conversion_memory import block_bytes_for, measuring_room
 from r1mac.prepare.files import Note, PrepareEvent, Progress
-from r1mac.units import MIB
 
 if TYPE_CHECKING:
     from r1mac.convert.pipeline import ConversionStarted, Target
     from r1mac.convert.schedule import Step
     from r1mac.convert.sources import Source
+    from r1mac.formats.quality import Quality as MeasuredQuality
     from r1mac.plan.recipe import Recipe
-
-# What a conversion takes beside its blocks: Python, MLX, numpy and the command line.
-_FIXED_BYTES = 112 * MIB
-# Peak memory in blocks, from conversions on a CPU (docs/lab.md), where MLX's mxfp4 and nvfp4 hold much on the way.
-_BLOCKS_AT_PEAK = {"affine": 8, "mxfp8": 8, "mxfp4": 20, "nvfp4": 32}
-_DEFAULT_BYTES = _FIXED_BYTES + 64 * MIB
-_LEAST_BLOCK_BYTES = MIB // 2
-# Larger ones were slower.
-_MOST_BLOCK_BYTES = 64 * MIB
 
 
 class Feed(Protocol):
@@ -57,6 +49,7 @@ class Manner:
         replace: an output may be a model already.
         smoke: generate a few tokens with each result before it gets its name.
         quality: choose scales and codes by what the matrices are given; None rounds.
+        measures: compare each result with its source on a short text, for its card.
     """
 
     memory_bytes: int | None = None
@@ -65,6 +58,7 @@ class Manner:
     replace: bool = False
     smoke: bool = False
     quality: Quality | None = None
+    measures: bool = False
 
 
 class Output(NamedTuple):
@@ -103,21 +97,6 @@ def outputs_of(output: Path, widths: Sequence[str]) -> list[Path]:
     if len(widths) == 1:
         return [folder]
     return [folder.with_name(f"{folder.name}-{width}{'bit' if width.isdecimal() else ''}") for width in widths]
-
-
-def block_bytes_for(memory_bytes: int | None, recipes: "Sequence[Recipe]") -> int:
-    """Return the size of a block, as float32, with which a conversion's peak stays below *memory_bytes*."""
-    room_bytes = (memory_bytes or _DEFAULT_BYTES) - _FIXED_BYTES
-    return min(max(room_bytes // _blocks_at_peak(recipes), _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES)
-
-
-def peak_bytes(memory_bytes: int | None, recipes: "Sequence[Recipe]") -> int:
-    """Return what a conversion takes at its peak, whatever the model."""
-    return _FIXED_BYTES + _blocks_at_peak(recipes) * block_bytes_for(memory_bytes, recipes)
-
-
-def _blocks_at_peak(recipes: "Sequence[Recipe]") -> int:
-    return max(_BLOCKS_AT_PEAK[width.mode] for recipe in recipes for width in recipe.widths)
 
 
 def convert_to_folders(
@@ -202,9 +181,11 @@ def convert_into(
             )
         yield from _converted(source, targets, provenance, machine, manner, statistics)
         shutil.rmtree(measured, ignore_errors=True)
-        for recipe, folder in targets:
+        for _, folder in targets:
             yield from _checked(folder, machine, smoke=manner.smoke)
-            _write_card(folder, provenance)
+        qualities = yield from _qualities(source, targets, provenance, manner)
+        for (recipe, folder), quality in zip(targets, qualities, strict=True):
+            yield from _write_card(folder, provenance, quality)
             bits = recipe.nominal_bits
             write_manifest(folder, describe(folder, source=provenance.source, revision=provenance.revision, bits=bits))
     except R1MacError as error:
@@ -262,16 +243,48 @@ def _converted(
                 yield Progress(task="convert", title=provenance.title, done=event.done_bytes, total=event.total_bytes)
 
 
-def _write_card(folder: Path, provenance: Provenance) -> None:
-    from r1mac.convert.card import write_card
+def _qualities(
+    source: "Source", targets: "Sequence[Target]", provenance: Provenance, manner: Manner
+) -> "Generator[PrepareEvent, None, Sequence[MeasuredQuality | None]]":
+    """Return what is measured of each result beside the source, where that is asked for.
 
+    Weights that came file by file are gone by now: their results are read alone.
+    """
+    if not manner.measures:
+        return [None] * len(targets)
+    from r1mac.prepare.measuring import measure_results
+
+    base, *adapters = (Path(part).name for part in source.description.split(" + "))
+    return (
+        yield from measure_results(
+            source if provenance.feed is None else None,
+            [target.folder for target in targets],
+            title=provenance.title,
+            reference=" + ".join([provenance.repo or base, *adapters]),
+            revision=provenance.revision,
+            room=measuring_room(manner.memory_bytes, [target.recipe for target in targets]),
+        )
+    )
+
+
+def _write_card(folder: Path, provenance: Provenance, quality: "MeasuredQuality | None") -> Iterator[PrepareEvent]:
+    """Write README.md and, where it was measured, quality.json, and say what was measured."""
+    from r1mac.convert.card import write_card
+    from r1mac.formats.quality import save_quality, summary
+
+    title = folder.name.removeprefix(".").removesuffix(".partial")
     write_card(
         folder,
-        title=folder.name.removeprefix(".").removesuffix(".partial"),
+        title=title,
         repo=provenance.repo,
         revision=provenance.revision,
         source_card=provenance.source_card,
+        quality=quality,
     )
+    if quality is not None:
+        with writing_to(folder):
+            save_quality(folder, quality)
+        yield Note(f"{title}: {summary(quality)}")
 
 
 def _announced(event: "ConversionStarted", targets: "Sequence[Target]") -> Iterator[PrepareEvent]:
@@ -326,9 +339,10 @@ def check_output(output: Path, source: Path | None, *, replace: bool) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Tell whether a folder holds a model that r1mac made, and nothing else."""
+    from r1mac.formats.quality import QUALITY_NAME
     from r1mac.hub.manifest import MANIFEST_NAME, load_manifest
 
     if (manifest := load_manifest(folder)) is None:
         return False
-    known = {MANIFEST_NAME, ".DS_Store", *(file.name for file in manifest.files)}
+    known = {MANIFEST_NAME, QUALITY_NAME, ".DS_Store", *(file.name for file in manifest.files)}
     return all(path.is_file() and path.name in known for path in folder.iterdir())

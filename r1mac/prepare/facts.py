@@ -9,6 +9,7 @@ from typing import Any
 from r1mac.catalog.arch import ArchSpec, LatentAttention
 from r1mac.errors import UnknownModel
 from r1mac.formats import folder as model_folder
+from r1mac.formats.quality import as_data, load_quality
 from r1mac.plan.memory import Quantization, kv_bytes_per_token
 from r1mac.plan.recipe import WIDE_BITS, configured_recipe, recipe_bytes
 from r1mac.prepare.planning import arch_of
@@ -69,7 +70,14 @@ def _folder_facts(folder: Path) -> dict[str, Any]:
         "quantization": _quantization(config, arch),
         "bytes_by_type": types,
         "licence": _card_licence(folder),
+        **_quality_facts(folder),
     }
+
+
+def _quality_facts(folder: Path) -> dict[str, Any]:
+    """Return what was measured of the model, if anything was."""
+    quality = load_quality(folder)
+    return {} if quality is None else {"quality": as_data(quality)}
 
 
 def _card_licence(folder: Path) -> str | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Progress:
     """A step is *done* of *total* units along."""
 
-    task: Literal["download", "verify", "calibrate", "weigh", "convert", "load"]
+    task: Literal["download", "verify", "calibrate", "weigh", "convert", "measure", "evaluate", "solve", "load"]
     title: str
     done: int
     total: int

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1mac.prepare.conversion import peak_bytes
+from r1mac.prepare.conversion_memory import peak_bytes
 from r1mac.units import format_about, format_memory, format_size
 
 if TYPE_CHECKING:

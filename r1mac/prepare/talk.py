@@ -78,7 +78,8 @@ class Talk:
     def _with_thoughts(self, messages: Sequence[Message]) -> tuple[ChatMessage, ...]:
         """Return *messages* as they are kept: replies with the thoughts that are known of them."""
         known = () if self.kept is None else self.kept.record.messages
-        found = [ChatMessage(role=message.role, text=message.text) for message in messages]
+        # At a terminal no function is called.
+        found = [ChatMessage(role=message.role, text=message.text) for message in messages if message.role != "tool"]
         for index, (old, new) in enumerate(zip(known, found, strict=False)):
             if (old.role, old.text) != (new.role, new.text):
                 break

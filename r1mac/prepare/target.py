@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from r1mac import paths
 from r1mac.catalog.models import ModelSpec, all_models, find, find_by_repo, nearest_names
 from r1mac.errors import UnknownModel
+from r1mac.formats.quality import Quality, load_quality
 from r1mac.settings import CHOICES, Settings
 
 if TYPE_CHECKING:
@@ -109,6 +110,49 @@ def find_stored(target: Target, settings: Settings) -> "StoredModel | None":
     """Return the stored model that *target* means, if it is there with all of its files."""
     stored = _stored(target.store_name, settings) if target.store_name else None
     return stored if stored is not None and not stored.missing_files() else None
+
+
+def stored_target(store_name: str) -> Target:
+    """Return the target of a model that the store has under that name; no folder elsewhere is looked at."""
+    for spec in all_models():
+        for bits in CHOICES["bits"]:
+            if store_name == f"{spec.key}-{bits}bit":
+                return _catalog_target(spec, bits)
+    return Target(title=store_name, store_name=store_name)
+
+
+def find_in_store(name: str, settings: Settings) -> "StoredModel | None":
+    """Return the whole stored model that *name* means to a client of the server; None if there is none.
+
+    That is its name in the store, its Hub repository, or a name of the catalog; of several widths the one that the
+    settings ask for, else the widest. It is never a path.
+    """
+    spec, of_repo = find(name), find_by_repo(name)
+    names = [name]
+    if spec is not None:
+        first = settings.for_model(spec.key, *spec.aliases).bits or spec.default_bits
+        names += [f"{spec.key}-{bits}bit" for bits in (first, *sorted(CHOICES["bits"], reverse=True))]
+    elif of_repo is not None:
+        names += [f"{of_repo[0].key}-{of_repo[1]}bit"]
+    for candidate in names:
+        stored = _stored_under(candidate, settings)
+        if stored is not None and not stored.missing_files():
+            return stored
+    return None
+
+
+def _stored_under(name: str, settings: Settings) -> "StoredModel | None":
+    try:
+        return store_of(settings).get(name)
+    except UnknownModel:
+        return None
+
+
+def quality_of(target: Target, settings: Settings) -> Quality | None:
+    """Return what was measured of the model that *target* means, if it is here and anything was."""
+    stored = find_stored(target, settings)
+    folder = stored.path if stored else target.folder
+    return None if folder is None else load_quality(folder)
 
 
 def store_of(settings: Settings) -> "Store":

@@ -1,7 +1,8 @@
 """What a client asks, in no program's dialect."""
 
+import json
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from r1mac.engine.request import AnswerFormat, GenerateRequest, Message
 
@@ -31,10 +32,13 @@ class Asked:
         sampling: what is said of ``engine.request.Sampling``, by its names.
         think: whether to think first.
         think_tokens: most tokens of thought.
+        thought: what is sent of it: ``all``, a ``sign`` that there was one, or ``none``.
         stop: texts that end the answer.
         logprobs: how many alternatives to tell for each token.
         answer_format: what the answer must look like.
         tools: the functions that the model may call, as OpenAI describes them.
+        must_call: whether it is told to call one of them; a name says which.
+        one_call: whether calls after the first are left out.
         stream: whether to send the reply as it is written.
         replies: how many to write.
         tell_usage: whether a stream ends with the counts.
@@ -48,10 +52,13 @@ class Asked:
     sampling: dict[str, Any] = field(default_factory=dict)
     think: bool | None = None
     think_tokens: int | None = None
+    thought: Literal["all", "sign", "none"] = "all"
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     answer_format: AnswerFormat | None = None
     tools: tuple[dict[str, Any], ...] = ()
+    must_call: bool | str = False
+    one_call: bool = False
     stream: bool = False
     replies: int = 1
     tell_usage: bool = False
@@ -61,8 +68,11 @@ class Asked:
         """Return what the engine is asked, *defaults* standing for what was not said.
 
         Raises:
-            BadRequest: a value of the sampling is outside what it can mean.
+            BadRequest: a value of the sampling is outside what it can mean, or functions are offered to an answer
+                whose format leaves no room for calling one.
         """
+        if self.tools and self.answer_format is not None:
+            raise BadRequest("an answer that is held to a format cannot call functions: ask for one or the other")
         try:
             sampling = replace(defaults.sampling, **self.sampling)
         except ValueError as error:
@@ -78,4 +88,6 @@ class Asked:
             stop=self.stop,
             logprobs=self.logprobs,
             answer_format=self.answer_format,
+            tools=tuple(json.dumps(tool, ensure_ascii=False) for tool in self.tools),
+            must_call=self.must_call,
         )

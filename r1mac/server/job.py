@@ -2,11 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TypeAlias
 
 from r1mac.engine.control import Control
 from r1mac.engine.events import Event, Finished
+from r1mac.engine.tool_calls import ToolCallEvents
 from r1mac.server.asked import Asked
+
+# What jobs say: which one, and what. Its length is bounded by the longest reply: a slow reader keeps nobody waiting.
+Mailbox: TypeAlias = asyncio.Queue["tuple[Job, Event | Exception]"]
 
 
 class Job:
@@ -15,46 +20,66 @@ class Job:
     Attributes:
         id: what clients call the reply.
         asked: what it is to be.
+        index: which of several replies to the same request it is.
         control: steers it from any thread.
         submitted_at_s: when it was asked for, by the monotonic clock.
     """
 
-    def __init__(self, reply_id: str, asked: Asked) -> None:
-        """Make a job whose events are read on the loop that runs now."""
+    def __init__(self, reply_id: str, asked: Asked, *, index: int = 0, mailbox: Mailbox | None = None) -> None:
+        """Make a job whose events are read on the loop that runs now, from *mailbox* if several share one."""
         self.id = reply_id
         self.asked = asked
+        self.index = index
         self.control = Control()
         self.submitted_at_s = time.monotonic()
+        self._calls = ToolCallEvents(one_call=asked.one_call) if asked.tools else None
         self._loop = asyncio.get_running_loop()
-        # Its length is bounded by the longest reply: a reader that is slow keeps nobody else waiting.
-        self._events: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        self._mailbox: Mailbox = asyncio.Queue() if mailbox is None else mailbox
 
     def put(self, event: Event) -> None:
-        """Hand over an event. Any thread."""
-        self._hand_over(event)
+        """Hand over an event. Any thread, but one after the other: calls of functions are cut out of the answer."""
+        hand_over([(self, event)])
 
     def fail(self, error: Exception) -> None:
         """Say that the reply came to nothing; no event follows. Any thread."""
-        self._hand_over(error)
+        hand_over([(self, error)])
 
     async def events(self) -> AsyncIterator[Event]:
-        """Yield what happens; the last event is Finished.
+        """Yield what happens, if no mailbox is shared; the last event is Finished.
 
         Raises:
             R1MacError: the reply came to nothing.
             BadRequest: what was asked cannot be meant.
         """
         while True:
-            item = await self._events.get()
+            _, item = await self._mailbox.get()
             if isinstance(item, Exception):
                 raise item
             yield item
             if isinstance(item, Finished):
                 return
 
-    def _hand_over(self, item: Event | Exception) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, item)
-        except RuntimeError:
-            # The loop is closed: the server has gone, and nobody reads any more.
-            self.control.cancel()
+    def pieces(self, item: Event | Exception) -> Iterable[Event | Exception]:
+        """Return what the reader is given for *item*."""
+        return [item] if self._calls is None or isinstance(item, Exception) else self._calls.event(item)
+
+
+def hand_over(items: Sequence[tuple[Job, Event | Exception]]) -> None:
+    """Hand what happened to the coroutines that read it, of all jobs of one loop at once. Any thread.
+
+    Waking a loop costs more than what it is woken for.
+    """
+    pieces = [(job, piece) for job, item in items for piece in job.pieces(item)]
+    if not pieces:
+        return
+    try:
+        pieces[0][0]._loop.call_soon_threadsafe(_put_all, pieces)  # noqa: SLF001 - a job's own module
+    except RuntimeError:
+        # The loop is closed: the server has gone, and nobody reads any more.
+        for job, _ in items:
+            job.control.cancel()
+
+
+def _put_all(items: Sequence[tuple[Job, Event | Exception]]) -> None:
+    for job, item in items:
+        job._mailbox.put_nowait((job, item))  # noqa: SLF001 - a job's own module

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 # https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream
 KEEP_ALIVE = b": still at work\n\n"
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 class Chunk(NamedTuple):
-    """One piece of a streamed reply: JSON, or a word such as ``[DONE]``; and its event's name where the API has them."""
+    """One piece of a streamed reply: JSON, or a word such as ``[DONE]``; and the event's name where there is one."""
 
     data: dict[str, Any] | str
     event: str | None = None
@@ -28,4 +30,4 @@ def as_line(chunk: Chunk) -> bytes:
 
 def _text(chunk: Chunk) -> str:
     # Line breaks are escaped in JSON, so that a chunk is one line.
-    return chunk.data if isinstance(chunk.data, str) else json.dumps(chunk.data, ensure_ascii=False)
+    return chunk.data if isinstance(chunk.data, str) else _ENCODER.encode(chunk.data)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from r1mac.formats import quality
 from r1mac.units import format_count, format_size
 
 
@@ -10,6 +11,9 @@ def as_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     for name, value in facts.items():
         if value is None or value in ([], {}):
+            continue
+        if name == "quality":
+            rows += quality.as_rows(quality.from_data(value))
             continue
         rows.append((_LABELS.get(name, name.replace("_", " ")), _as_text(name, value)))
     return rows

@@ -23,10 +23,14 @@ _VERBS = {
     "calibrate": "calibrating with",
     "weigh": "weighing the matrices of",
     "convert": "converting",
+    "measure": "measuring the results of",
+    "evaluate": "evaluating",
+    "solve": "putting problems to",
     "load": "loading",
 }
-_KEPT = {"download": "downloaded", "convert": "converted"}
+_KEPT = {"download": "downloaded", "convert": "converted", "measure": "converted"}
 _BYTE_TASKS = {"download", "verify", "convert"}
+_UNITS = {"solve": "problems"}
 
 
 class ProgressDisplay:
@@ -101,6 +105,7 @@ class ProgressDisplay:
                 total=event.total,
                 completed=event.done,  # what an earlier run did is no part of this one's rate
                 in_bytes=event.task in _BYTE_TASKS,
+                unit=_UNITS.get(event.task, "layers"),
             )
         self._bars.update(self._tasks[event.task], completed=event.done, total=event.total)
 
@@ -117,7 +122,7 @@ def _make_bars() -> "RichProgress":
 
         def render(self, task: Task) -> Text:
             if not task.fields["in_bytes"]:
-                return Text(f"{task.completed:.0f}/{task.total:.0f} layers")
+                return Text(f"{task.completed:.0f}/{task.total:.0f} {task.fields['unit']}")
             rate = f"  {format_size(round(task.speed))}/s" if task.speed else ""
             return Text(f"{format_size(round(task.completed))} of {format_size(round(task.total or 0))}{rate}")
 

@@ -52,6 +52,9 @@ def answer_all(
         for ticket, event in batch.step():
             answer = running[ticket]
             match event:
+                case R1MacError():
+                    failed += 1
+                    _write(answer.asked, error=console.error_fields(event))
                 case TextDelta():
                     (answer.thought if event.channel == "think" else answer.text).append(event.text)
                 case Notice():

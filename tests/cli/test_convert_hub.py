@@ -41,7 +41,7 @@ def _expected(repository, r1mac, tmp_path):
 
 def model_of(folder):
     """Return the bytes of a model's files but for those that say where it came from and when."""
-    provenance = {"r1mac.json", "r1mac-conversion.json", "README.md"}
+    provenance = {"r1mac.json", "r1mac-conversion.json", "README.md", "quality.json"}
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in provenance}
 
 
@@ -116,6 +116,9 @@ def test_result_says_where_it_came_from(hub, r1mac, repository, tmp_path):
     assert hub.commit(REPO) in card
     assert "bits = 4" in card
     assert "# out\n" in card
+    # The weights that it was made from are gone.
+    assert "| perplexity |" in card
+    assert "divergence" not in card
     assert str(tmp_path) not in card
 
 
@@ -204,6 +207,8 @@ def test_kept_source_is_a_model_of_its_own(hub, r1mac, repository, expected, tmp
     assert {path.name for path in stored.glob("*.safetensors")} == set(weights_of(repository))
     assert served_of(hub) == before
     assert model_of(tmp_path / "out") == model_of(tmp_path / "other") == expected
+    measured = json.loads((tmp_path / "out" / "quality.json").read_text())["divergence"]
+    assert (measured["reference"], measured["revision"]) == (REPO, hub.commit(REPO))
 
 
 def test_result_without_a_folder_is_in_the_store(hub, r1mac, repository):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from r1mac.convert.recipe import plain
-from r1mac.prepare.conversion import block_bytes_for, outputs_of, peak_bytes
+from r1mac.prepare.conversion import outputs_of
+from r1mac.prepare.conversion_memory import block_bytes_for, peak_bytes
 from r1mac.units import GIB, MIB
 
 AFFINE, NVFP4 = plain(bits=4), plain(bits="nvfp4")

@@ -1,12 +1,31 @@
 """Conversations put aside in memory: bounded in bytes, the least recently used go first."""
 
 from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
 from r1mac.engine.prefix import shared_prefix
-from r1mac.engine.transcript import HeldPrefix
 
 
-class HeldPrefixes:
+class Held(Protocol):
+    """What was read, and what it takes."""
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The tokens."""
+
+    @property
+    def kv_bits(self) -> int:
+        """The width that their cache was asked for."""
+
+    @property
+    def nbytes(self) -> int:
+        """What their cache takes."""
+
+
+_Held = TypeVar("_Held", bound=Held)
+
+
+class HeldPrefixes(Generic[_Held]):
     """What transcripts have read, kept for those that take turns with one model.
 
     Args:
@@ -15,7 +34,7 @@ class HeldPrefixes:
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
-        self._held: list[HeldPrefix] = []
+        self._held: list[_Held] = []
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -26,7 +45,7 @@ class HeldPrefixes:
         """What all take; memory that two share counts twice."""
         return sum(held.nbytes for held in self._held)
 
-    def put(self, held: HeldPrefix) -> None:
+    def put(self, held: _Held) -> None:
         """Keep *held*, and give up what was not used for the longest time."""
         held = next((other for other in self._held if _covers(other, held)), held)
         self._held = [*(other for other in self._held if not _covers(held, other)), held]
@@ -37,13 +56,13 @@ class HeldPrefixes:
         while self._held and self.nbytes > limit_bytes:
             del self._held[0]
 
-    def longest(self, token_ids: Sequence[int]) -> tuple[HeldPrefix | None, int]:
+    def longest(self, token_ids: Sequence[int]) -> tuple[_Held | None, int]:
         """Return what has the most tokens in common with *token_ids*, and how many those are."""
         shared = [shared_prefix(held.token_ids, token_ids) for held in self._held]
         most = max(shared, default=0)
         return (self._held[shared.index(most)], most) if most else (None, 0)
 
-    def take(self, held: HeldPrefix, shared: int, *, losing_at_most: int) -> HeldPrefix:
+    def take(self, held: _Held, shared: int, *, losing_at_most: int) -> _Held:
         """Return *held* for a transcript that goes on after its first *shared* tokens.
 
         It leaves if it loses at most that many tokens by it; else it stays, and its memory is shared until the
@@ -55,6 +74,6 @@ class HeldPrefixes:
         return held
 
 
-def _covers(held: HeldPrefix, other: HeldPrefix) -> bool:
+def _covers(held: Held, other: Held) -> bool:
     """Tell whether *held* holds all that *other* does."""
     return held.kv_bits == other.kv_bits and held.token_ids[: len(other.token_ids)] == other.token_ids

@@ -14,7 +14,7 @@ from r1mac.engine.kept.block_folder import BlockFolder
 from r1mac.engine.kept.blocks import Block, BlockTensor, block_name, chain_root, next_digest
 from r1mac.engine.kept.held_prefixes import HeldPrefixes
 from r1mac.engine.prefix import shared_prefix
-from r1mac.engine.transcript import Transcript
+from r1mac.engine.transcript import HeldPrefix, Transcript
 from r1mac.plan.memory import CACHE_BLOCK_TOKENS
 from r1mac.units import format_size
 
@@ -84,7 +84,7 @@ class PromptCache:
     """
 
     def __init__(self, folder: BlockFolder | None, *, model: str, computing: str, memory_bytes: int = 0) -> None:
-        self.held = HeldPrefixes(memory_bytes)
+        self.held: HeldPrefixes[HeldPrefix] = HeldPrefixes(memory_bytes)
         self._folder = folder
         self._model = model
         self._computing = computing

@@ -1,0 +1,190 @@
+"""Models side by side on one text: how likely each finds it, and how far their distributions are from the first's.
+
+Every model reads each of its blocks once, the first one once for all the others; logits come for some words of the
+vocabulary at a time and are summed up as they come.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import exp
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from r1mac.convert.blocks import Array, as_numpy
+from r1mac.convert.device import cache_limited
+from r1mac.convert.passage import Passage
+from r1mac.convert.products import quietly
+from r1mac.errors import BadCheckpoint
+
+# exp of more would be too large for a float.
+_MOST_NATS = 700.0
+_LOGIT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """How one model takes a text.
+
+    Attributes:
+        tokens: that were read.
+        perplexity: of each sequence's tokens but its first.
+        kl_nats: mean Kullback-Leibler divergence of its distributions from the reference's; None without one.
+        kl_p99_nats: what 99 of 100 tokens' divergences do not exceed.
+        same_top: share of tokens after which it and the reference think the same token likeliest.
+    """
+
+    tokens: int
+    perplexity: float
+    kl_nats: float | None = None
+    kl_p99_nats: float | None = None
+    same_top: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """So many blocks of all models have been gone through; *readings*, one a model, are there in the end."""
+
+    done: int
+    total: int
+    readings: tuple[Reading, ...] = ()
+
+
+def compare_passages(
+    passages: Sequence[Passage], sequences: Sequence[Sequence[int]], *, with_reference: bool
+) -> Iterator[Compared]:
+    """Yield after each block of the models; the last event has their readings.
+
+    Args:
+        passages: models of one vocabulary; where *with_reference* the first is what the others are compared with.
+        sequences: token ids, all of one length.
+        with_reference: whether there is something to compare with.
+
+    Raises:
+        BadCheckpoint: the vocabularies differ, or a model computes no numbers.
+    """
+    _check_alike(passages)
+    with cache_limited(max(passage.block_bytes for passage in passages)):
+        yield from _compared(passages, sequences, with_reference=with_reference)
+
+
+def _compared(
+    passages: Sequence[Passage], sequences: Sequence[Sequence[int]], *, with_reference: bool
+) -> Iterator[Compared]:
+    counts = [passage.arch.layer_count for passage in passages]
+    # The head takes about as long as a block.
+    total = max(counts) + 1
+    states = [passage.embedded(sequences) for passage in passages]
+    yield Compared(done=0, total=total)
+    for number in range(max(counts)):
+        for index, passage in enumerate(passages):
+            if number < counts[index]:
+                states[index] = passage.through(number, states[index])
+        yield Compared(done=number + 1, total=total)
+    normed = [passage.normed(state) for passage, state in zip(passages, states, strict=True)]
+    del states
+    with quietly():
+        sums = _sums(passages, normed, np.array(sequences, np.int64), with_reference=with_reference)
+    readings = tuple(_reading(own, passage) for own, passage in zip(sums, passages, strict=True))
+    yield Compared(done=total, total=total, readings=readings)
+
+
+def _check_alike(passages: Sequence[Passage]) -> None:
+    one, *others = passages
+    for other in others:
+        if other.vocab_size != one.vocab_size:
+            raise BadCheckpoint(
+                f"{other.description} has {other.vocab_size} tokens and {one.description} {one.vocab_size}: their "
+                "distributions cannot be compared",
+                hint="compare a model with what it was made from",
+            )
+
+
+class _Sums:
+    """What is known of one model's distributions once some of their logits are; all ``[tokens]``.
+
+    With m the largest logit so far, *total* is the sum of exp(logit - m), and of the reference *differences* that of
+    exp(logit - m) times its logit less each other model's.
+    """
+
+    def __init__(self, following: Array, others: int) -> None:
+        self._following = following
+        tokens = following.size
+        self.largest = np.full(tokens, -np.inf)
+        self.total = np.zeros(tokens)
+        self.top = np.full(tokens, -1)
+        self.following_logit = np.zeros(tokens)
+        self.differences = np.zeros((others, tokens))
+        self.kl_nats: Array | None = None
+        self.same_top: Array | None = None
+
+    def add(self, logits: mx.array, first: int, others: Sequence[mx.array]) -> None:
+        """Take the logits ``[tokens, words]`` of the words from *first* on, and those of the *others*."""
+        top = mx.argmax(logits, axis=-1)
+        highest = as_numpy(mx.max(logits, axis=-1)).astype(np.float64)
+        larger = highest > self.largest
+        self.top[larger] = first + as_numpy(top)[larger]
+        before, self.largest = self.largest, np.maximum(self.largest, highest)
+        shares = mx.exp(logits - mx.array(self.largest.astype(np.float32))[:, None])
+        shrunk = np.exp(before - self.largest)
+        self.total = self.total * shrunk + as_numpy(mx.sum(shares, axis=-1))
+        for index, other in enumerate(others):
+            more = mx.sum(shares * (logits - other), axis=-1)
+            self.differences[index] = self.differences[index] * shrunk + as_numpy(more)
+        place = self._following - first
+        here = np.nonzero((place >= 0) & (place < logits.shape[1]))[0]
+        self.following_logit[here] = as_numpy(logits)[here, place[here]]
+
+    @property
+    def log_total(self) -> Array:
+        """The logarithm of the sum of all logits' exponentials."""
+        result: Array = self.largest + np.log(self.total)
+        return result
+
+    def losses(self) -> Array:
+        """Return what each token that follows another one costs, in nats."""
+        found: Array = (self.log_total - self.following_logit)[self._following >= 0]
+        return found
+
+
+def _sums(
+    passages: Sequence[Passage], normed: Sequence[mx.array], ids: Array, *, with_reference: bool
+) -> Sequence[_Sums]:
+    following = np.full(ids.shape, -1)
+    following[:, :-1] = ids[:, 1:]
+    others = len(passages) - 1 if with_reference else 0
+    sums = [_Sums(following.reshape(-1), others if index == 0 else 0) for index in range(len(passages))]
+    step = int(np.lcm.reduce([passage.head_step for passage in passages]))
+    columns = max(normed[0].shape[1], ids.size)
+    rows = max(passages[0].block_bytes // (_LOGIT_BYTES * columns) // step, 1) * step
+    vocab_size = passages[0].vocab_size
+    for first in range(0, vocab_size, rows):
+        stop = min(first + rows, vocab_size)
+        logits = [passage.logits(state, first, stop) for passage, state in zip(passages, normed, strict=True)]
+        for index, own in enumerate(sums):
+            own.add(logits[index], first, logits[1:] if with_reference and index == 0 else ())
+    if with_reference:
+        wanted = sums[0]
+        for index, own in enumerate(sums[1:]):
+            divergence = wanted.differences[index] / wanted.total - wanted.log_total + own.log_total
+            own.kl_nats, own.same_top = np.maximum(divergence, 0.0), own.top == wanted.top
+    return sums
+
+
+def _reading(sums: _Sums, passage: Passage) -> Reading:
+    losses: Any = sums.losses()
+    if not np.isfinite(sums.log_total).all() or not np.isfinite(losses).all():
+        raise BadCheckpoint(
+            f"{passage.description} does not compute: its logits are not finite", hint="fetch or convert it again"
+        )
+    perplexity = exp(min(float(losses.mean()), _MOST_NATS)) if losses.size else 1.0
+    if sums.kl_nats is None or sums.same_top is None:
+        return Reading(tokens=sums.top.size, perplexity=perplexity)
+    return Reading(
+        tokens=sums.top.size,
+        perplexity=perplexity,
+        kl_nats=float(sums.kl_nats.mean()),
+        kl_p99_nats=float(np.percentile(sums.kl_nats, 99)),
+        same_top=float(sums.same_top.mean()),
+    )

@@ -1,0 +1,445 @@
+"""The one thread that owns the model: takes jobs, lets them in, has them written, and hands over what happens.
+
+First come, first served: nobody overtakes, neither a short request a long one nor one for the loaded model one that
+waits for another model. So no request waits for ever. With several slots a request begins as soon as one is free,
+however long the others still write; with one it waits until the reply before it has ended.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from r1mac.engine.events import Finished
+from r1mac.engine.request import GenerateRequest
+from r1mac.prepare.files import PrepareEvent
+from r1mac.server.admission import Refused, require_place, require_room
+from r1mac.server.asked import Asked, BadRequest
+from r1mac.server.engine_room import Loaded, Room
+from r1mac.server.job import Job, hand_over
+from r1mac.server.lanes import Lane, Outcome
+from r1mac.server.state import ServedModel, WorkerState
+from r1mac.server.tally import Tally, never_begun
+
+logger = logging.getLogger(__name__)
+
+# How long a stopping server is worth trying again after.
+_RESTART_SECONDS = 30
+
+
+class _Waiting(NamedTuple):
+    """A job that has not begun. *request* is known once it was looked at with its model loaded."""
+
+    job: Job
+    model: str
+    request: GenerateRequest | None = None
+
+
+class Worker:
+    """Writes replies on a thread of its own.
+
+    Args:
+        room: the models.
+        queue_limit: how many requests may wait beside those that are written.
+        parallel: how many may be written at once.
+        idle_seconds: after so long without work the model is unloaded; None keeps it.
+        opens_first: whether a model is loaded at the start, without a request.
+    """
+
+    def __init__(
+        self,
+        room: Room,
+        *,
+        queue_limit: int,
+        parallel: int = 1,
+        idle_seconds: float | None = None,
+        opens_first: bool = False,
+    ) -> None:
+        self._room = room
+        self._queue_limit = queue_limit
+        self._parallel = parallel
+        self._idle_seconds = idle_seconds
+        self._opens_first = opens_first
+        self._thread = threading.Thread(target=self._run, name="model")
+        # Guards what other threads touch: the two queues and the wish to stop.
+        self._changed = threading.Condition()
+        self._arrived: deque[Job] = deque()
+        self._waiting: deque[_Waiting] = deque()
+        self._stop_at: float | None = None
+        self._opening: queue.SimpleQueue[PrepareEvent | BaseException | None] = queue.SimpleQueue()
+        # The worker thread's alone; others read them.
+        self._running: dict[int, Job] = {}
+        self._loaded: Loaded | None = None
+        self._lane: Lane | None = None
+        self._loading = False
+        self._worked_at = time.monotonic()
+        self._tally = Tally()
+
+    def start(self) -> None:
+        """Start the thread; with *opens_first* ``opening`` tells how its first model gets on."""
+        self._thread.start()
+
+    def opening(self) -> Generator[PrepareEvent, None, None]:
+        """Yield how the loading of the first model gets on, until it is there.
+
+        Raises:
+            R1MacError: it could not be loaded; the thread has ended.
+        """
+        while (event := self._opening.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    def stop(self, *, patience_seconds: float) -> None:
+        """Take nothing more, let replies at work end for so long, then cancel them and let go of the model.
+
+        Returns at once; ``join`` waits for the end. Said again, the shorter patience counts. Any thread.
+        """
+        with self._changed:
+            stop_at = time.monotonic() + patience_seconds
+            self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until the thread has ended. Any thread but its own."""
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def submit(self, job: Job) -> None:
+        """Take a job; its events come to it. Any thread.
+
+        Raises:
+            Refused: the queue is full, or the server stops.
+        """
+        with self._changed:
+            if self._stop_at is not None or (self._thread.ident is not None and not self._thread.is_alive()):
+                raise Refused("the server is stopping", retry_after_seconds=_RESTART_SECONDS)
+            self._forget_cancelled()
+            require_place(
+                waiting=len(self._waiting) + len(self._arrived),
+                free_slots=max(self._slots - len(self._running), 0),
+                queue_limit=self._queue_limit,
+                parallel=self._slots,
+                reply_seconds=self._tally.reply_seconds,
+            )
+            self._arrived.append(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """End a job: at once if it waits, else after the token or prompt step at work. Any thread."""
+        job.control.cancel()
+        with self._changed:
+            self._forget_cancelled()
+
+    def state(self) -> WorkerState:
+        """Return what the worker does now. Any thread, without waiting."""
+        loaded, plan, running = self._loaded, None, list(self._running.values())
+        state = WorkerState(
+            phase="stopping" if self._stop_at is not None else "loading" if self._loading else "empty",
+            parallel=self._slots,
+            running=len(running),
+            waiting=sum(not job.control.cancelled for job in self._all_waiting()),
+            queue_limit=self._queue_limit,
+            # A reply that somebody paused makes no progress, and is not stuck.
+            progress_at_s=time.monotonic() if any(job.control.paused for job in running) else self._tally.progress_at_s,
+            **self._tally.counts(),
+        )
+        if loaded is None:
+            return state
+        plan = loaded.plan
+        state = replace(
+            state,
+            phase="ready" if state.phase == "empty" else state.phase,
+            model=loaded.name,
+            context_tokens=loaded.context_tokens,
+            safe_tokens=loaded.safe_tokens,
+            used_bytes=loaded.held_bytes(),
+        )
+        if plan is None:
+            return state
+        return replace(
+            state,
+            weight_bytes=plan.weight_bytes + plan.draft_bytes,
+            cache_bytes=plan.kv_cache_bytes + plan.kept_prompts_bytes,
+            scratch_bytes=plan.prefill_scratch_bytes,
+            budget_bytes=plan.budget_bytes,
+            limit_bytes=plan.limit_bytes,
+        )
+
+    def models(self) -> tuple[ServedModel, ...]:
+        """Return the models that can be asked for, the loaded one first. Any thread; reads the disk."""
+        return self._room.models(self._loaded)
+
+    async def count_tokens(self, asked: Asked) -> int:
+        """Return how many tokens the prompt of *asked* has, by its model's own template and tokenizer.
+
+        Raises:
+            UnknownModel: the model is not here.
+            BadRequest: a value is outside what it can mean.
+        """
+        return await asyncio.to_thread(self._count, asked)
+
+    def _count(self, asked: Asked) -> int:
+        name, loaded = self._room.find(asked.model), self._loaded
+        if loaded is not None and loaded.name == name:
+            return loaded.count(loaded.request(asked))
+        return self._room.count(name, asked)
+
+    def _run(self) -> None:
+        try:
+            if self._opens_first:
+                self._open_first()
+            while self._work():
+                pass
+        except BaseException as error:
+            # Whatever it was: who waits must hear of it, and the model must not be left behind.
+            logger.exception("the server's worker ends")
+            self._fail_all(error)
+            raise
+        finally:
+            with self._changed:
+                self._stop_at = time.monotonic()
+            self._close()
+            self._fail_all(Refused("the server is stopping", retry_after_seconds=_RESTART_SECONDS))
+
+    def _open_first(self) -> None:
+        try:
+            self._open(self._room.find(None), self._opening.put)
+        except BaseException as error:  # noqa: BLE001 - it is raised where the progress is read
+            self.stop(patience_seconds=0)
+            self._opening.put(error)
+        else:
+            self._opening.put(None)
+
+    def _work(self) -> bool:
+        """Do one round of work, or wait for some; return whether to go on."""
+        self._take_arrived()
+        self._begin()
+        if self._lane is not None and self._running:
+            self._step(self._lane)
+        if self._stop_at is not None:
+            return self._wind_up()
+        if self._idle_for_too_long():
+            assert self._loaded is not None
+            logger.info("unloading %s, which nobody asks for", self._loaded.name)
+            self._close()
+        return True
+
+    def _idle_for_too_long(self) -> bool:
+        """Wait until there is work; return whether to unload the model instead."""
+        with self._changed:
+            if self._running or self._arrived or self._waiting or self._stop_at is not None:
+                return False
+            if self._loaded is None or self._idle_seconds is None:
+                self._changed.wait()
+                return False
+            left_seconds = self._worked_at + self._idle_seconds - time.monotonic()
+            return left_seconds <= 0 or not self._changed.wait(left_seconds)
+
+    def _wind_up(self) -> bool:
+        """Go on until the replies at work have ended, and cancel them when patience does."""
+        self._fail_waiting(Refused("the server is stopping", retry_after_seconds=_RESTART_SECONDS))
+        if self._stop_at is not None and time.monotonic() >= self._stop_at:
+            for job in self._running.values():
+                job.control.cancel()
+        return bool(self._running)
+
+    def _take_arrived(self) -> None:
+        """Look at the jobs that came, and let in or refuse them."""
+        while True:
+            with self._changed:
+                self._forget_cancelled()
+                if not self._arrived:
+                    return
+                job = self._arrived.popleft()
+            try:
+                waiting = self._looked_at(_Waiting(job, self._room.find(job.asked.model)))
+            except Exception as error:  # noqa: BLE001 - it is the job's
+                self._fail(job, error)
+                continue
+            with self._changed:
+                self._waiting.append(waiting)
+
+    def _looked_at(self, waiting: _Waiting) -> _Waiting:
+        """Return a job with its request, if its model is loaded and it can be answered.
+
+        Raises:
+            R1MacError: it cannot.
+            BadRequest: it says something that cannot be meant.
+        """
+        loaded = self._loaded
+        if waiting.request is not None or loaded is None or loaded.name != waiting.model:
+            return waiting
+        request = loaded.request(waiting.job.asked)
+        require_room(loaded.count(request), context_tokens=loaded.context_tokens, max_tokens=request.max_tokens)
+        return waiting._replace(request=request)
+
+    def _begin(self) -> None:
+        """Begin the jobs that come next, as far as there are slots."""
+        while self._stop_at is None and (waiting := self._next_waiting()) is not None:
+            if not self._is_loaded(waiting.model):
+                if self._running:
+                    return
+                self._change_model(waiting)
+                continue
+            if self._lane is None or len(self._lane) >= self._lane.slots:
+                return
+            if self._take(waiting):
+                self._submit(self._lane, waiting)
+
+    def _next_waiting(self) -> _Waiting | None:
+        with self._changed:
+            return self._waiting[0] if self._waiting else None
+
+    def _take(self, waiting: _Waiting) -> bool:
+        """Take the job that comes next out of the queue; return False if it was cancelled meanwhile."""
+        with self._changed:
+            if not self._waiting or self._waiting[0] is not waiting:
+                return False
+            self._waiting.popleft()
+            return True
+
+    def _submit(self, lane: Lane, waiting: _Waiting) -> None:
+        job = waiting.job
+        try:
+            request = self._looked_at(waiting).request
+            assert request is not None
+            self._running[lane.submit(request, job.control)] = job
+        except Exception as error:  # noqa: BLE001 - it is the job's
+            self._fail(job, error)
+        self._tally.begin()
+
+    def _step(self, lane: Lane) -> None:
+        try:
+            outcomes = list(lane.step())
+        except Exception as error:
+            logger.exception("a step of all replies failed")
+            self._fail_running(error)
+            self._replace_lane()
+            return
+        self._worked_at = time.monotonic()
+        self._deliver(outcomes)
+
+    def _deliver(self, outcomes: Iterable[tuple[int, Outcome]]) -> None:
+        """Hand over what came of a step, and forget the jobs that have ended."""
+        items = []
+        for ticket, outcome in outcomes:
+            job = self._running.get(ticket)
+            if job is None:
+                continue
+            self._tally.note(ticket, outcome, job.submitted_at_s)
+            if isinstance(outcome, Finished):
+                if self._loaded is not None:
+                    self._loaded.learn(outcome.stats)
+                del self._running[ticket]
+            elif isinstance(outcome, Exception):
+                del self._running[ticket]
+            items.append((job, outcome))
+        hand_over(items)
+
+    @property
+    def _slots(self) -> int:
+        """How many replies may be written at once."""
+        lane = self._lane
+        return self._parallel if lane is None else lane.slots
+
+    def _is_loaded(self, model: str) -> bool:
+        return self._loaded is not None and self._loaded.name == model
+
+    def _change_model(self, waiting: _Waiting) -> None:
+        """Load the model of the job that comes next; if that cannot be, it fails, and the former model answers on."""
+        try:
+            self._room.check(waiting.model)
+            self._close()
+            self._open(waiting.model, lambda event: logger.debug("%s", event))
+        except Exception as error:  # noqa: BLE001 - it is the job's
+            if self._take(waiting):
+                self._fail(waiting.job, error)
+
+    def _open(self, model: str, tell: Callable[[PrepareEvent], None]) -> None:
+        """Load a model, unless the server is to stop meanwhile.
+
+        Raises:
+            R1MacError: it cannot be loaded.
+        """
+        self._loading = True
+        steps = self._room.open(model)
+        try:
+            while True:
+                if self._stop_at is not None:
+                    raise Refused("the server is stopping", retry_after_seconds=_RESTART_SECONDS)
+                try:
+                    tell(next(steps))
+                except StopIteration as stop:
+                    self._loaded = stop.value
+                    break
+        finally:
+            steps.close()
+            self._loading = False
+        assert self._loaded is not None
+        self._lane = self._loaded.make_lane()
+        self._worked_at = time.monotonic()
+
+    def _replace_lane(self) -> None:
+        """Begin with a new lane: what the old one holds is not known."""
+        self._drop_lane()
+        if self._loaded is not None:
+            self._lane = self._loaded.make_lane()
+
+    def _drop_lane(self) -> None:
+        lane, self._lane = self._lane, None
+        if lane is not None:
+            try:
+                lane.close()
+            except Exception:
+                logger.exception("a lane did not close in order")
+
+    def _close(self) -> None:
+        """Let go of the model."""
+        self._drop_lane()
+        self._loaded = None
+        self._room.close()
+
+    def _forget_cancelled(self) -> None:
+        """Take jobs that nobody wants any more out of the queues. The lock is held."""
+        gone = [job for job in self._all_waiting() if job.control.cancelled]
+        if not gone:
+            return
+        self._arrived = deque(job for job in self._arrived if not job.control.cancelled)
+        self._waiting = deque(waiting for waiting in self._waiting if not waiting.job.control.cancelled)
+        for job in gone:
+            job.put(never_begun())
+
+    def _all_waiting(self) -> list[Job]:
+        return [*self._arrived, *(waiting.job for waiting in list(self._waiting))]
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        if not isinstance(error, BadRequest):
+            logger.debug("a request came to nothing", exc_info=error)
+        self._tally.fail()
+        job.fail(error)
+
+    def _fail_waiting(self, error: Exception) -> None:
+        with self._changed:
+            jobs = self._all_waiting()
+            self._arrived.clear()
+            self._waiting.clear()
+        for job in jobs:
+            self._fail(job, error)
+
+    def _fail_running(self, error: Exception) -> None:
+        jobs = list(self._running.values())
+        self._running.clear()
+        self._tally.forget_paces()
+        for job in jobs:
+            self._fail(job, error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        sayable = error if isinstance(error, Exception) else Refused("the server is stopping", retry_after_seconds=1)
+        self._fail_running(sayable)
+        self._fail_waiting(sayable)

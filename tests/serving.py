@@ -1,0 +1,151 @@
+"""A server without a model: a room whose models recite, and jobs that are read to their end."""
+
+import threading
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
+
+from r1mac.engine.control import Control
+from r1mac.engine.events import Event, TextDelta
+from r1mac.engine.fake import RecitingSession
+from r1mac.engine.request import GenerateRequest, Message
+from r1mac.errors import R1MacError, UnknownModel
+from r1mac.prepare.files import PrepareEvent, Progress
+from r1mac.server.asked import Asked
+from r1mac.server.engine_room import Loaded
+from r1mac.server.job import Job
+from r1mac.server.lanes import Lane, Outcome, Solo
+from r1mac.server.state import ServedModel
+
+
+@dataclass
+class RecitingRoom:
+    """Models that recite.
+
+    Attributes:
+        answers: what each model says, turn after turn, as ``RecitingSession`` takes it.
+        broken: the models that cannot be opened, and why.
+        opened: the models that were opened, and ``-NAME`` for each that was let go of, in order.
+        make_lane: what writes; a session that recites, if that is not said.
+    """
+
+    answers: dict[str, Iterable[str | Exception]]
+    broken: dict[str, R1MacError] = field(default_factory=dict)
+    opened: list[str] = field(default_factory=list)
+    make_lane: Callable[[], Lane] | None = None
+    context_tokens: int = 1000
+    open_now: str | None = None
+
+    def find(self, name: str | None) -> str:
+        name = name or next(iter(self.answers))
+        if name not in self.answers and name not in self.broken:
+            raise UnknownModel(f"there is no model {name!r}")
+        return name
+
+    def check(self, name: str) -> None:
+        if name in self.broken:
+            raise self.broken[name]
+
+    def open(self, name: str) -> Generator[PrepareEvent, None, Loaded]:
+        assert self.open_now is None
+        yield Progress(task="load", title=name, done=1, total=1)
+        self.open_now = name
+        self.opened.append(name)
+        session = RecitingSession(self.answers[name], in_thought=False)
+        return Loaded(
+            name=name,
+            defaults=GenerateRequest(messages=(), max_tokens=1000),
+            context_tokens=self.context_tokens,
+            safe_tokens=self.context_tokens // 2,
+            make_lane=self.make_lane or (lambda: Solo(session)),
+            count=lambda request: sum(len(message.text.split()) for message in request.messages),
+            vocab_size=100,
+        )
+
+    def close(self) -> None:
+        if self.open_now is not None:
+            self.opened.append(f"-{self.open_now}")
+        self.open_now = None
+
+    def models(self, loaded: Loaded | None) -> tuple[ServedModel, ...]:
+        return tuple(
+            ServedModel(name=name, title=name, loaded=loaded is not None and loaded.name == name)
+            for name in self.answers
+        )
+
+    def count(self, name: str, asked: Asked) -> int:
+        return sum(len(message.text.split()) for message in asked.messages)
+
+
+class GatedLane:
+    """A lane whose replies write one word at a step, as long as the test lets them.
+
+    Attributes:
+        gate: while it is set the replies write; each step waits for it.
+        words: what each reply says, over and over, until it is cancelled or has said *most* of them.
+    """
+
+    def __init__(self, slots: int = 1, *, most: int = 10**6) -> None:
+        self.slots = slots
+        self.gate = threading.Event()
+        self.submitted: list[str] = []
+        self.failing = threading.Event()
+        self.closed = False
+        self._most = most
+        self._replies: dict[int, tuple[Control, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+    def submit(self, request: GenerateRequest, control: Control) -> int:
+        self.submitted.append(request.messages[-1].text)
+        self._replies[len(self.submitted)] = (control, 0)
+        return len(self.submitted)
+
+    def step(self) -> Iterable[tuple[int, Outcome]]:
+        self.gate.wait(0.01)
+        if self.failing.is_set():
+            self.failing.clear()
+            raise RuntimeError("the GPU has gone")
+        for ticket, (control, said) in list(self._replies.items()):
+            if control.cancelled or said == self._most:
+                del self._replies[ticket]
+                yield ticket, finished("cancelled" if control.cancelled else "stop", said)
+            elif self.gate.is_set():
+                self._replies[ticket] = (control, said + 1)
+                yield ticket, TextDelta(channel="answer", text="word ")
+
+    def close(self) -> None:
+        self.closed = True
+        self._replies.clear()
+
+
+def finished(reason: str, tokens: int) -> Event:
+    """Return the end of a reply of so many tokens."""
+    from r1mac.engine.events import Finished, GenerationStats
+
+    stats = GenerationStats(
+        prompt_tokens=1,
+        cached_tokens=0,
+        generated_tokens=tokens,
+        think_tokens=0,
+        prefill_seconds=0.0,
+        decode_seconds=0.0,
+        prefill_peak_bytes=0,
+        peak_bytes=0,
+    )
+    return Finished(reason=reason, stats=stats)  # type: ignore[arg-type]
+
+
+def asked(text: str = "why?", **changes: object) -> Asked:
+    """Return what a client asks with one message."""
+    return Asked(messages=(Message("user", text),), **changes)  # type: ignore[arg-type]
+
+
+async def told(job: Job) -> list[Event]:
+    """Return all events of a job."""
+    return [event async for event in job.events()]
+
+
+def text(events: Iterable[Event]) -> str:
+    """Return the text of the events."""
+    return "".join(event.text for event in events if isinstance(event, TextDelta))
