@@ -201,6 +201,33 @@ def test_a_model_without_functions_is_told_nothing(tmp_path: Path) -> None:
     assert text == BOS + R1_ASKED
 
 
+@pytest.mark.parametrize(
+    ("calls", "results"), [("seen.calls", "false"), ("false", "seen.results")], ids=["calls", "results"]
+)
+def test_a_template_that_opens_a_list_only_once_is_not_followed(calls: str, results: str, tmp_path: Path) -> None:
+    """Every round of calls, and of results, has both of its marks, though the template writes the first mark once."""
+    source = f"""
+{{%- set seen = namespace(calls=false, results=false) -%}}{{{{ bos_token }}}}
+{{%- for m in messages -%}}
+    {{%- if m.role == 'user' -%}}{{{{ '{USER}' + m.content }}}}
+    {{%- elif m.role == 'tool' -%}}
+        {{%- if not {results} -%}}{{{{ '{OUTS}' }}}}{{%- endif -%}}{{%- set seen.results = true -%}}
+        {{{{ '{OUT}' + m.content + '{OUT_END}' }}}}
+    {{%- elif m.role == 'assistant' -%}}{{{{ '{ASSISTANT}' + m.content }}}}
+        {{%- for call in m.tool_calls or [] -%}}
+            {{%- if loop.first and not {calls} -%}}{{{{ '{BEGIN}' }}}}{{%- endif -%}}{{%- set seen.calls = true -%}}
+            {{{{ '{CALL}' + call.function.name + '{SEP}' + call.function.arguments + '{CALL_END}' }}}}
+        {{%- endfor -%}}
+        {{{{ '{END}' if m.tool_calls else '' }}}}{{{{ '{EOS}' }}}}
+    {{%- endif -%}}
+{{%- endfor -%}}"""
+    write_tokenizer(tmp_path, template=source)
+
+    prompt = PromptTemplate(tmp_path, Tokenizer(tmp_path)).render(ASKED, think=True)
+
+    assert prompt.text == BOS + R1_ASKED
+
+
 def test_a_template_that_shows_no_role_of_results(tmp_path: Path) -> None:
     """A template of three lines, which would print results as the system's words, gets R1's marks."""
     write_tokenizer(tmp_path, template=R1_TEMPLATE)
