@@ -319,8 +319,8 @@ def _serve(worker: "Worker", app: "ASGIApp", listener: socket.socket, *, patienc
         stopping = state.phase == "stopping"
         if state.running and not stopping and not quiet:
             console.note(
-                f"stopping when what is being written has ended ({state.running}), in {patience_seconds:.0f} s at most; "
-                "Ctrl-C again cancels it"
+                f"stopping when what is being written has ended ({state.running}), "
+                f"in {patience_seconds:.0f} s at most; Ctrl-C again cancels it"
             )
         worker.stop(patience_seconds=0 if stopping else patience_seconds)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from r1mac.errors import AccessDenied, BadCheckpoint, DownloadFailed, R1MacError, UnknownModel
+from r1mac.formats.quality import QUALITY_NAME
 from r1mac.hub import remote
 from r1mac.hub.manifest import MANIFEST_NAME, load_manifest
 from r1mac.hub.store import missing_files
@@ -17,7 +18,7 @@ _LOGIN_HINT = "log in with `hf auth login`, or set HF_TOKEN, with a token that m
 def check_folder(folder: Path) -> tuple[tuple[str, int], ...]:
     """Return the files of the model in *folder* that go to the Hub, with their sizes.
 
-    What the folder has beside the files of its manifest stays here.
+    What the folder has beside the files of its manifest, and quality.json, stays here.
 
     Raises:
         BadCheckpoint: it is no model of r1mac's, or a file is gone or of another size.
@@ -33,7 +34,9 @@ def check_folder(folder: Path) -> tuple[tuple[str, int], ...]:
             f"{folder} is not as it was made: {absent[0]} is gone or has another size",
             hint="make the model again with `r1mac convert` or `r1mac pull`",
         )
-    return tuple((file.name, file.size_bytes) for file in manifest.files)
+    quality = folder / QUALITY_NAME
+    measured = [(QUALITY_NAME, quality.stat().st_size)] if quality.is_file() else []
+    return (*((file.name, file.size_bytes) for file in manifest.files), *measured)
 
 
 def visibility_of(repo: str) -> str | None:

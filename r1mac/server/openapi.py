@@ -13,7 +13,7 @@ from r1mac import __version__
 from r1mac.server import openapi_openai, openapi_others
 from r1mac.server.openapi_words import Json, array, boolean, choice, integer, maybe, number, obj, ref, string
 
-_EVERYWHERE = (403, 500)
+_EVERYWHERE = (401, 403, 500)
 
 
 def route() -> Route:
@@ -35,6 +35,8 @@ def document() -> Json:
             "version": __version__,
             "description": "DeepSeek-R1 on this Mac, over the APIs of OpenAI, Anthropic and Ollama.",
         },
+        # A server without a key asks for none.
+        "security": [{"bearer": []}, {}],
         "paths": _paths(),
         "components": {
             "schemas": {**openapi_openai.SCHEMAS, **openapi_others.SCHEMAS, **_SCHEMAS},
@@ -175,6 +177,7 @@ def _errors(*statuses: int, schema: str = "Error") -> dict[str, Json]:
 
 _STATUSES = {
     400: "Something in the request cannot be meant",
+    401: "The server has an API key, and the request has not",
     403: "The Host or Origin header is not this server's",
     404: "There is no such model or reply",
     413: "The request is too long",

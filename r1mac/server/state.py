@@ -93,7 +93,7 @@ class WorkerLike(Protocol):
         """Take a job; its events come to it. Any thread.
 
         Raises:
-            R1MacError: the job cannot be taken; one with ``retry_after_seconds`` can be taken later.
+            Refused: the job cannot be taken now; it says when to try again.
         """
 
     def cancel(self, job: "Job") -> None:

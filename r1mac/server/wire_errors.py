@@ -6,6 +6,7 @@ from typing import Any
 
 from r1mac import errors
 from r1mac.errors import R1MacError
+from r1mac.server.admission import Refused
 from r1mac.server.asked import BadRequest
 
 _RETRY_AFTER_SECONDS = 30
@@ -65,12 +66,9 @@ def problem_of(error: Exception) -> Problem:
     if not isinstance(error, R1MacError):
         return Problem(status=500, message="something broke in r1mac: its log says what", code="internal_error")
     status, code = next(((status, code) for kind, status, code in _KINDS if isinstance(error, kind)), (500, "failed"))
-    # What the worker refuses for now says how long it will be.
-    later: int | None = getattr(error, "retry_after_seconds", None)
-    if later is not None:
-        status, code = 503, "overloaded"
-    elif status == 503:  # noqa: PLR2004
-        later = _RETRY_AFTER_SECONDS
+    later = _RETRY_AFTER_SECONDS if status == 503 else None  # noqa: PLR2004
+    if isinstance(error, Refused):
+        status, code, later = 503, "overloaded", error.retry_after_seconds
     message = f"{error.problem} ({error.hint})" if error.hint else error.problem
     return Problem(status=status, message=message, code=code, retry_after_seconds=later)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from anthropic import types
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -121,6 +121,15 @@ def test_calls_results_and_thoughts_of_the_past() -> None:
         Message("tool", "error: no place", tool_call_id="toolu_2"),
         Message("user", "Well?"),
     )
+
+
+def test_what_follows_calls_does_not_swallow_them() -> None:
+    """Two turns of the model's in a row are one only where the first called nothing."""
+    called = {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "weather", "input": {}}]}
+
+    messages = asked(messages=[HI, called, {"role": "assistant", "content": "Hm."}, HI]).messages
+
+    assert [len(message.tool_calls) for message in messages] == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -350,6 +359,7 @@ _JSON = st.recursive(
 _FIELDS = ["messages", "system", "thinking", "output_config", "tools", "tool_choice", "max_tokens", "stop_sequences", "temperature", "stream"]  # fmt: skip
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.sampled_from(_FIELDS), _JSON))
 def test_any_body_is_understood_or_refused(fields: dict[str, Any]) -> None:
     """Whatever JSON comes, it is a request or a BadRequest, and nothing else."""

@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ollama import ChatResponse, GenerateResponse
 
@@ -302,6 +302,7 @@ _JSON = st.recursive(
 _FIELDS = ["messages", "prompt", "system", "options", "tools", "think", "format", "stream", "logprobs", "top_logprobs", "raw", "keep_alive"]  # fmt: skip
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.sampled_from(_FIELDS), _JSON))
 def test_any_body_is_understood_or_refused(fields: dict[str, Any]) -> None:
     """Whatever JSON comes, it is a request or a BadRequest, and nothing else."""

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r1mac.engine.prompt import Prompt, PromptTemplate
@@ -129,6 +129,13 @@ def test_the_functions_stand_in_the_system_text(family: str, tmp_path: Path) -> 
     assert head.index("Be brief.") < head.index('"weather"') < head.index("Tells it.") < head.index('"place"')
 
 
+def test_the_functions_are_told_where_only_the_last_system_text_is_kept(tmp_path: Path) -> None:
+    """R1 keeps the last of several system messages, and the functions with it."""
+    systems = (Message("system", "One."), Message("system", "Two."))
+
+    assert '"weather"' in render(tmp_path, "r1-2025-02", (*systems, *ASKED)).text
+
+
 @pytest.mark.parametrize(
     ("family", "example"),
     [
@@ -202,7 +209,7 @@ def test_a_model_without_functions_is_told_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("calls", "results"), [("seen.calls", "false"), ("false", "seen.results")], ids=["calls", "results"]
+    ("calls", "results"), [("seen.calls", "true"), ("false", "seen.results")], ids=["calls", "results"]
 )
 def test_a_template_that_opens_a_list_only_once_is_not_followed(calls: str, results: str, tmp_path: Path) -> None:
     """Every round of calls, and of results, has both of its marks, though the template writes the first mark once."""
@@ -294,6 +301,7 @@ def test_results_come_in_the_order_of_their_calls(ids: list[str | None], ordered
 _ROLES = st.sampled_from(["user", "assistant", "calls", "tool"])
 
 
+@settings(max_examples=40)
 @given(st.lists(_ROLES, min_size=1, max_size=12), st.sampled_from(sorted(RENDERED)))
 def test_whatever_was_said_is_in_the_prompt_once_and_in_order(roles: list[str], family: str) -> None:
     """However turns, calls and results follow each other, the model reads each of them once."""
