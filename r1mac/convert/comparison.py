@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from r1mac.convert.blocks import Array, as_numpy
+from r1mac.convert.blocks import Array
 from r1mac.convert.device import cache_limited
 from r1mac.convert.passage import Passage
 from r1mac.convert.products import quietly
@@ -119,22 +119,22 @@ class _Sums:
         self.kl_nats: Array | None = None
         self.same_top: Array | None = None
 
-    def add(self, logits: mx.array, first: int, others: Sequence[mx.array]) -> None:
+    def add(self, logits: Array, first: int, others: Sequence[Array]) -> None:
         """Take the logits ``[tokens, words]`` of the words from *first* on, and those of the *others*."""
-        top = mx.argmax(logits, axis=-1)
-        highest = as_numpy(mx.max(logits, axis=-1)).astype(np.float64)
+        top = logits.argmax(axis=-1)
+        highest = np.take_along_axis(logits, top[:, None], axis=-1)[:, 0].astype(np.float64)
         larger = highest > self.largest
-        self.top[larger] = first + as_numpy(top)[larger]
+        self.top[larger] = first + top[larger]
         before, self.largest = self.largest, np.maximum(self.largest, highest)
-        shares = mx.exp(logits - mx.array(self.largest.astype(np.float32))[:, None])
+        shares = np.exp(logits - self.largest.astype(np.float32)[:, None])
         shrunk = np.exp(before - self.largest)
-        self.total = self.total * shrunk + as_numpy(mx.sum(shares, axis=-1))
+        self.total = self.total * shrunk + shares.sum(axis=-1, dtype=np.float64)
         for index, other in enumerate(others):
-            more = mx.sum(shares * (logits - other), axis=-1)
-            self.differences[index] = self.differences[index] * shrunk + as_numpy(more)
+            more = np.einsum("tw,tw->t", shares, logits - other)
+            self.differences[index] = self.differences[index] * shrunk + more
         place = self._following - first
         here = np.nonzero((place >= 0) & (place < logits.shape[1]))[0]
-        self.following_logit[here] = as_numpy(logits)[here, place[here]]
+        self.following_logit[here] = logits[here, place[here]]
 
     @property
     def log_total(self) -> Array:

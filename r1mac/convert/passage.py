@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from r1mac.catalog.arch import ArchSpec, GroupedQueryAttention, parse_arch
-from r1mac.convert.blocks import DEFAULT_BLOCK_BYTES, piece_blocks
+from r1mac.convert.blocks import DEFAULT_BLOCK_BYTES, Array, piece_blocks
 from r1mac.convert.float_rows import FloatRows
 from r1mac.convert.layout import OutputTensor, plan_layout
 from r1mac.convert.passage_attention import attend, heads_apart
@@ -103,9 +103,9 @@ class Passage:
         mx.eval(result)
         return result
 
-    def logits(self, normed: mx.array, start: int, stop: int) -> mx.array:
+    def logits(self, normed: mx.array, start: int, stop: int) -> Array:
         """Return the logits of words *start* (a multiple of ``head_step``) to *stop*, ``[tokens, stop - start]``."""
-        return product(normed, self._rows.rows(self._head_name, start, stop).T)
+        return self._products.times_some(self._head_name, normed, start, stop)
 
     @property
     def _head_name(self) -> str:

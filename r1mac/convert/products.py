@@ -63,6 +63,13 @@ class Products:
         self.each([name], fill, list(self._spans(name)))
         return mx.array(made)
 
+    def times_some(self, name: str, x: mx.array, start: int, stop: int) -> Array:
+        """Return ``x @ W.T`` for the rows *start* to *stop* of a matrix alone, as numpy has it."""
+        if self._pool is None:
+            return as_numpy(x @ self._rows.rows(name, start, stop).T)
+        made: Array = as_numpy(x) @ self._rows.numpy_rows(name, start, stop).T
+        return made
+
     def times_alone(self, name: str, x: Array) -> Array:
         """Return what ``times`` does, as numpy has it, within one thread of ``each``."""
         parts = [x @ self._rows.numpy_rows(name, *span).T for span in self._spans(name)]

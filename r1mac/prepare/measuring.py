@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 # A few hundred tokens tell widths apart; `r1mac eval` reads more.
 _MOST_TOKENS = 512
-# So many that multiplying takes about as long as reading; with experts a token meets few of the weights.
-_MOST_TOKENS_ON_CPU, _MOST_TOKENS_OF_EXPERTS_ON_CPU = 128, 256
+# On a CPU so many that multiplying takes no longer than reading; where a token meets few of the weights, more.
+_DENSE_TOKENS_ON_CPU, _EXPERT_TOKENS_ON_CPU = 64, 128
 # Of each part of the text one.
 _SEQUENCES = 4
 # Fewer tell nothing.
@@ -100,9 +100,8 @@ def _sequences(
     from r1mac.convert.evaluation import cut_sequences
     from r1mac.convert.passage import bytes_per_token
 
-    most = _MOST_TOKENS
-    if on_cpu():
-        most = _MOST_TOKENS_ON_CPU if arch.experts is None else _MOST_TOKENS_OF_EXPERTS_ON_CPU
+    on_a_cpu = _DENSE_TOKENS_ON_CPU if arch.experts is None else _EXPERT_TOKENS_ON_CPU
+    most = on_a_cpu if on_cpu() else _MOST_TOKENS
     tokens = min(most, room_bytes // bytes_per_token(arch, model_count))
     if tokens < _LEAST_TOKENS:
         return []

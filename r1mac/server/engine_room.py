@@ -18,7 +18,7 @@ from r1mac.prepare.target import Target, find_in_store, store_of, stored_target
 from r1mac.server.admission import safe_tokens
 from r1mac.server.asked import Asked, BadRequest
 from r1mac.server.lanes import Lane, Solo
-from r1mac.server.state import ServedModel
+from r1mac.server.state import ServedModel, WorkerState
 from r1mac.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,6 +70,28 @@ class Loaded:
                 f"logit_bias names token {beyond[0]}, and the model has {self.vocab_size}", field="logit_bias"
             )
         return request
+
+    def told_in(self, state: WorkerState) -> WorkerState:
+        """Return *state* with what is known of this model. Any thread."""
+        state = replace(
+            state,
+            phase="ready" if state.phase == "empty" else state.phase,
+            model=self.name,
+            context_tokens=self.context_tokens,
+            safe_tokens=self.safe_tokens,
+            used_bytes=self.held_bytes(),
+        )
+        plan = self.plan
+        if plan is None:
+            return state
+        return replace(
+            state,
+            weight_bytes=plan.weight_bytes + plan.draft_bytes,
+            cache_bytes=plan.kv_cache_bytes + plan.kept_prompts_bytes,
+            scratch_bytes=plan.prefill_scratch_bytes,
+            budget_bytes=plan.budget_bytes,
+            limit_bytes=plan.limit_bytes,
+        )
 
 
 class Room(Protocol):

@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 from r1mac.engine.events import Finished
@@ -138,7 +137,7 @@ class Worker:
 
     def state(self) -> WorkerState:
         """Return what the worker does now. Any thread, without waiting."""
-        loaded, plan, running = self._loaded, None, list(self._running.values())
+        loaded, running = self._loaded, list(self._running.values())
         state = WorkerState(
             phase="stopping" if self._stop_at is not None else "loading" if self._loading else "empty",
             parallel=self._slots,
@@ -149,27 +148,7 @@ class Worker:
             progress_at_s=time.monotonic() if any(job.control.paused for job in running) else self._tally.progress_at_s,
             **self._tally.counts(),
         )
-        if loaded is None:
-            return state
-        plan = loaded.plan
-        state = replace(
-            state,
-            phase="ready" if state.phase == "empty" else state.phase,
-            model=loaded.name,
-            context_tokens=loaded.context_tokens,
-            safe_tokens=loaded.safe_tokens,
-            used_bytes=loaded.held_bytes(),
-        )
-        if plan is None:
-            return state
-        return replace(
-            state,
-            weight_bytes=plan.weight_bytes + plan.draft_bytes,
-            cache_bytes=plan.kv_cache_bytes + plan.kept_prompts_bytes,
-            scratch_bytes=plan.prefill_scratch_bytes,
-            budget_bytes=plan.budget_bytes,
-            limit_bytes=plan.limit_bytes,
-        )
+        return state if loaded is None else loaded.told_in(state)
 
     def models(self) -> tuple[ServedModel, ...]:
         """Return the models that can be asked for, the loaded one first. Any thread; reads the disk."""

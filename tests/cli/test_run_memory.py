@@ -124,21 +124,25 @@ def test_a_run_that_was_killed_is_told_of_at_the_next_start_and_only_then(r1mac,
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_ended_in_order_leaves_nothing(environment, tiny, ending):
     """Nobody reads what it writes, so that it is still at work when it is told to end, however slow the test is."""
-    process = subprocess.Popen(
-        [*COMMAND, "run", str(tiny), "Hello", "--max-tokens", "4000", "--context", "4096"],
+    home = Path(environment["R1MAC_HOME"])
+    # Random weights never end by themselves at this temperature without that token.
+    asked = ("Hello", "--json", "--seed", "7", "--temperature", "1.3", "--top-p", "1", "--logit-bias", "1=-100")
+    with subprocess.Popen(
+        [*COMMAND, "run", str(tiny), *asked, "--max-tokens", "4000", "--context", "4096"],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pipesize=4096,
-    )
-    assert process.stdout is not None
-    assert process.stdout.read(1)  # it writes, and soon its pipe is full
-    home = Path(environment["R1MAC_HOME"])
-    assert list((home / "runs").glob("*.json")) != []
-    process.send_signal(ending)
-    process.communicate(timeout=60)
+    ) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()  # it is at work, and soon its pipe is full
+        at_work = list((home / "runs").glob("*.json"))
+        process.send_signal(ending)
+        process.communicate(timeout=60)
 
+    assert b"event" in first
+    assert at_work != []
     assert list((home / "runs").glob("*.json")) == []
     assert list((home / "running").glob("*.json")) == []
     assert process.returncode == (-signal.SIGTERM if ending is signal.SIGTERM else 130)

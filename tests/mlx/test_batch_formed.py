@@ -157,7 +157,7 @@ def test_a_format_that_fails_under_way_ends_its_reply_alone(
                 raise BadAnswerFormat("the grammar grew too complex")
             return super().mask(logits, answer_ids, may_think=may_think)
 
-    monkeypatch.setattr("r1mac.engine.batch.Constraint", TooComplex)
+    monkeypatch.setattr("r1mac.engine.batch_row.Constraint", TooComplex)
     asked = [request(think=False, answer_format=FOUR), request(max_tokens=12)]
 
     failed, whole = _answers(_batch(engine), asked)

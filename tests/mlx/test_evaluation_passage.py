@@ -52,7 +52,8 @@ def _logits(folder: Path, **options: Any) -> mx.array:
     states = passage.embedded(SEQUENCES)
     for number in range(passage.arch.layer_count):
         states = passage.through(number, states)
-    return passage.logits(passage.normed(states), 0, passage.vocab_size).reshape(*np.shape(SEQUENCES), -1)
+    logits = passage.logits(passage.normed(states), 0, passage.vocab_size)
+    return mx.array(logits).reshape(*np.shape(SEQUENCES), -1)
 
 
 def _wanted(folder: Path) -> mx.array:
