@@ -45,17 +45,23 @@ def _bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in {"r1mac.json", "README.md"}}
 
 
-def _journalled(partial: Path) -> dict[str, tuple[int, int]]:
+def _shards(partial: Path) -> list[str]:
+    """Return the files that the journal says are whole."""
     from r1mac.convert.journal import Journal
     from r1mac.errors import BadCheckpoint
 
     try:
-        shards = Journal.load(partial).shards
+        return sorted(Journal.load(partial).shards)
     except BadCheckpoint:
-        return {}
+        return []
+
+
+def _journalled(partial: Path) -> dict[str, tuple[int, int]]:
+    """Return which files those are; nothing may be at work there."""
     # A file that is journalled may not have its name yet.
     there = {
-        name: next(path for path in (partial / name, partial / f"{name}.partial") if path.exists()) for name in shards
+        name: next(path for path in (partial / name, partial / f"{name}.partial") if path.exists())
+        for name in _shards(partial)
     }
     return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in there.items()}
 
@@ -92,7 +98,7 @@ def test_several_widths_are_killed_and_go_on(source: Path, environment: dict[str
     _finish(source, tmp_path / "whole-{bits}", environment, "--bits", "2,3")
     process = _start(source, tmp_path / "out", environment, "--bits", "2,3")
     partial = tmp_path / ".out-3bit.partial"
-    while not _journalled(partial) and process.poll() is None:
+    while not _shards(partial) and process.poll() is None:
         time.sleep(0.01)
     process.kill()
     process.communicate(timeout=60)
@@ -110,7 +116,7 @@ def test_ctrl_c_says_how_to_go_on(source: Path, environment: dict[str, str], tmp
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     partial = tmp_path / ".out.partial"
-    while not _journalled(partial) and process.poll() is None:
+    while not _shards(partial) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
