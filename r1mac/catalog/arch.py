@@ -175,7 +175,7 @@ def parse_arch(config: Mapping[str, Any]) -> ArchSpec:
         attention = GroupedQueryAttention(
             head_count=head_count,
             kv_head_count=_count(config, "num_key_value_heads") if config.get("num_key_value_heads") else head_count,
-            head_dim=_count(config, "head_dim") if config.get("head_dim") else hidden_size // head_count,
+            head_dim=_count(config, "head_dim") if config.get("head_dim") else _shared_out(hidden_size, head_count),
         )
     return ArchSpec(
         model_type=model_type,
@@ -247,6 +247,12 @@ def _count(config: Mapping[str, Any], name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ValueError(f"{name} is {value!r}, not a positive whole number")
     return value
+
+
+def _shared_out(hidden_size: int, head_count: int) -> int:
+    if head_count > hidden_size:
+        raise ValueError(f"num_attention_heads is {head_count}, and hidden_size {hidden_size} leaves them nothing")
+    return hidden_size // head_count
 
 
 def _layer_count(config: Mapping[str, Any]) -> int:

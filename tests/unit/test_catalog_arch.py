@@ -188,6 +188,11 @@ SHAPE_FIELDS = sorted({
 })  # fmt: skip
 
 
+def test_more_heads_than_there_is_to_share_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_attention_heads is 129, and hidden_size 128"):
+        parse_arch({**CONFIGS["llama"], "num_attention_heads": 129})
+
+
 @given(st.sampled_from(sorted(CONFIGS)), st.dictionaries(st.sampled_from(SHAPE_FIELDS), JSON, max_size=4))
 def test_any_config_is_read_or_refused(kind: str, changes: dict[str, Any]) -> None:
     """Whatever JSON a config's fields hold, the answer is a shape, a KeyError or a ValueError."""
