@@ -15,11 +15,12 @@ WITH_BLAS = LD_PRELOAD="$$(sh scripts/openblas)"
 demo: $(VENV)/.run
 	$(WITH_BLAS) $(BIN)/r1mac run demo "$(PROMPT)"
 
-# One worker more than there are cores: many tests wait for a process or a terminal.
+# One worker more than there are cores: many tests wait for a process or a terminal. Files in their own order: those of
+# cli and mlx, which are slow, come before those of unit, so that no worker is left with a long one.
 WORKERS = $$($(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))')
 
 test: $(VENV)/.test
-	$(WITH_BLAS) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(WITH_BLAS) OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.test
 	sh scripts/check
