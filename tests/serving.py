@@ -15,6 +15,7 @@ from r1mac.server.engine_room import Loaded
 from r1mac.server.job import Job
 from r1mac.server.lanes import Lane, Outcome, Solo
 from r1mac.server.state import ServedModel
+from tests.replies import finished
 
 
 @dataclass
@@ -109,7 +110,7 @@ class GatedLane:
         for ticket, (control, said) in list(self._replies.items()):
             if control.cancelled or said == self._most:
                 del self._replies[ticket]
-                yield ticket, finished("cancelled" if control.cancelled else "stop", said)
+                yield ticket, finished("cancelled" if control.cancelled else "stop", generated_tokens=said)
             elif self.gate.is_set():
                 self._replies[ticket] = (control, said + 1)
                 yield ticket, TextDelta(channel="answer", text="word ")
@@ -117,23 +118,6 @@ class GatedLane:
     def close(self) -> None:
         self.closed = True
         self._replies.clear()
-
-
-def finished(reason: str, tokens: int) -> Event:
-    """Return the end of a reply of so many tokens."""
-    from r1mac.engine.events import Finished, GenerationStats
-
-    stats = GenerationStats(
-        prompt_tokens=1,
-        cached_tokens=0,
-        generated_tokens=tokens,
-        think_tokens=0,
-        prefill_seconds=0.0,
-        decode_seconds=0.0,
-        prefill_peak_bytes=0,
-        peak_bytes=0,
-    )
-    return Finished(reason=reason, stats=stats)  # type: ignore[arg-type]
 
 
 def asked(text: str = "why?", **changes: object) -> Asked:

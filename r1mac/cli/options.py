@@ -5,6 +5,18 @@ import os
 import click
 
 from r1mac.settings import CHOICES
+from r1mac.units import parse_seconds
+
+
+def seconds(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+    """Return a time such as ``90s`` or ``2m``: an option's callback."""
+    if text is None:
+        return None
+    try:
+        return parse_seconds(text)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
+
 
 bits = click.option(
     "--bits",

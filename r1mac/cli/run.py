@@ -14,7 +14,6 @@ from r1mac.cli.answers import Answers
 from r1mac.cli.asking import prompt_text
 from r1mac.errors import UnknownChat
 from r1mac.settings import Settings
-from r1mac.units import parse_seconds
 
 if TYPE_CHECKING:
     from r1mac.engine.load import Engine
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     "--think",
     "think_seconds",
     metavar="TIME",
-    callback=lambda _ctx, _param, value: _seconds(value),
+    callback=options.seconds,
     help="Most time for the thought, such as 90s or 2m; then the answer follows.",
 )
 @click.option(
@@ -140,15 +139,6 @@ def _require_prompts_alone(prompt: str | None, answers: Answers, *, goes_on: boo
         raise click.UsageError("--prompts has the prompts; leave out PROMPT and --continue.")
     if answers.logprobs is not None:
         raise click.UsageError("--logprobs needs --json and a PROMPT: elsewhere there is no place for them.")
-
-
-def _seconds(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.") from error
 
 
 def _read_prompts(path: str) -> "list[Asked]":

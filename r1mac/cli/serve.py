@@ -13,7 +13,6 @@ import click
 from r1mac import settings as settings_module
 from r1mac.cli import options
 from r1mac.errors import PortInUse
-from r1mac.units import parse_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +79,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
     "--idle-unload",
     "idle_seconds",
     metavar="TIME",
-    callback=lambda _ctx, _param, value: _seconds(value),
+    callback=options.seconds,
     help="Unload the model after so long without a request, such as 15m.  [default: keep it]",
 )
 @click.option(
@@ -89,7 +88,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
     default="30s",
     show_default=True,
     metavar="TIME",
-    callback=lambda _ctx, _param, value: _seconds(value),
+    callback=options.seconds,
     help="How long replies at work may go on when the server is told to stop.",
 )
 @click.option("--force", is_flag=True, help="Serve MODEL also where the plan says that memory does not suffice.")
@@ -153,15 +152,6 @@ def require_key(host: str, api_key: str | None) -> None:
         raise click.UsageError(
             f"--host {host} lets other computers in, who then must know a key: say --api-key KEY, or set R1MAC_API_KEY."
         )
-
-
-def _seconds(text: str | None) -> float | None:
-    if text is None:
-        return None
-    try:
-        return parse_seconds(text)
-    except ValueError as error:
-        raise click.BadParameter(f"{error}.") from error
 
 
 def _without_drafts(chosen: "Settings") -> "Settings":

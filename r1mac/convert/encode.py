@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from r1mac.convert.affine import VALUES_AT_ONCE, Groups, is_exact, quantize_groups
 from r1mac.convert.blocks import Array, as_numpy
+from r1mac.convert.device import on_cpu
 from r1mac.errors import BadCheckpoint
 from r1mac.plan.memory import Quantization
 
@@ -85,7 +86,7 @@ class Encoder:
     """
 
     def __init__(self) -> None:
-        self._on_cpu = mx.default_device() == mx.Device(mx.cpu)
+        self._on_cpu = on_cpu()
         self._pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS), thread_name_prefix="quantize")
 
     def begin(self, source_name: str, values: mx.array, forms: Sequence[Form]) -> Encoding:

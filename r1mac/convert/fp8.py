@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from r1mac.convert.device import on_cpu
 from r1mac.convert.stored import RawTensor, distinct, require_shape
 from r1mac.errors import BadCheckpoint
 
@@ -89,7 +90,7 @@ def decode_fp8(codes: "np.ndarray[Any, Any]") -> mx.array:
 
     On a CPU pairs of codes are looked up in numpy, which takes a seventh of the time of ``mx.from_fp8`` there.
     """
-    if mx.default_device() != mx.Device(mx.cpu) or codes.size % 2:
+    if not on_cpu() or codes.size % 2:
         return mx.from_fp8(mx.array(codes), dtype=mx.bfloat16)
     pairs = np.ascontiguousarray(codes).reshape(-1).view(np.uint16)
     return mx.array(np.take(_bfloat16_pairs(), pairs).view(np.uint16).reshape(codes.shape)).view(mx.bfloat16)

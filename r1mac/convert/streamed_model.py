@@ -11,6 +11,7 @@ from mlx import nn
 
 from r1mac import mlx_lm_api
 from r1mac.convert.blocks import DEFAULT_BLOCK_BYTES, piece_blocks
+from r1mac.convert.device import on_cpu
 from r1mac.convert.layout import OutputTensor, plan_layout
 from r1mac.convert.recipe import plain
 from r1mac.convert.sources import Source
@@ -28,7 +29,7 @@ class StreamedModel:
         self._source = source
         layout = plan_layout(source, plain(bits=16))
         self.tensors = {tensor.name: tensor for tensor in layout.tensors if not tensor.is_prediction}
-        self._on_cpu = mx.default_device() == mx.Device(mx.cpu)
+        self._on_cpu = on_cpu()
         try:
             self._model = mlx_lm_api.model_skeleton(source.config)
         except (ValueError, KeyError, TypeError, ArithmeticError) as error:

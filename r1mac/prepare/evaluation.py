@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from r1mac.convert.sources import Source
     from r1mac.prepare.problems import Problem, Reply
 
-DEFAULT_TOKENS = 2048
 _SEQUENCE_TOKENS = 256
 _LEAST_TOKENS = 16
 # Python, MLX, the tokenizer.

@@ -3,8 +3,18 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from r1mac.engine.events import ChosenToken, Event, Finished, Notice, TextDelta, ToolCalled
+from r1mac.engine.events import ChosenToken, Event, Finished, FinishReason, Notice, TextDelta, ToolCalled
 from r1mac.engine.request import ToolCall
+
+# OpenAI and Ollama know two ends of a text. What was cut off before its end is «length», whatever the cause.
+FINISH_REASONS: dict[FinishReason, str] = {
+    "stop": "stop",
+    "cancelled": "stop",
+    "length": "length",
+    "context": "length",
+    "memory": "length",
+    "loop": "length",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

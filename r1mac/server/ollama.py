@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from r1mac.engine.events import ChosenToken, Event, Finished, FinishReason, TextDelta, ToolCalled
+from r1mac.engine.events import ChosenToken, Event, Finished, TextDelta, ToolCalled
 from r1mac.engine.request import AnswerFormat, Message, Sampling, ToolCall
 from r1mac.errors import R1MacError
 from r1mac.server import openai_asked
 from r1mac.server.asked import Asked
 from r1mac.server.fields import Fields
-from r1mac.server.gathered import gather
+from r1mac.server.gathered import FINISH_REASONS, gather
 from r1mac.server.openai_chat import token_logprob
 from r1mac.server.sse import Chunk
 from r1mac.server.wire_errors import Problem, problem_of
@@ -35,15 +35,6 @@ _UNHEARD = ("mirostat", "tfs_z", "typical_p", "repeat_last_n", "num_keep", "pena
 _EFFORTS = ("low", "medium", "high", "max")
 
 Kind = Literal["chat", "generate"]
-
-_DONE_REASONS: dict[FinishReason, str] = {
-    "stop": "stop",
-    "cancelled": "stop",
-    "length": "length",
-    "context": "length",
-    "memory": "length",
-    "loop": "length",
-}
 
 
 def parse_chat(body: Mapping[str, Any]) -> Asked:
@@ -292,7 +283,7 @@ class Writer:
         total_ns = max(round(total_seconds * 1e9), prefill_ns + decode_ns)
         ending: dict[str, Any] = {
             "done": True,
-            "done_reason": _DONE_REASONS[finished.reason],
+            "done_reason": FINISH_REASONS[finished.reason],
             "total_duration": total_ns,
             # What was waited for before: the queue, and the model if it had to be loaded.
             "load_duration": total_ns - prefill_ns - decode_ns,

@@ -13,7 +13,6 @@ from r1mac.engine.events import (
     ChosenToken,
     Event,
     Finished,
-    FinishReason,
     GenerationStats,
     Notice,
     Pace,
@@ -27,23 +26,13 @@ from r1mac.errors import R1MacError
 from r1mac.server import openai_asked
 from r1mac.server.asked import Asked
 from r1mac.server.fields import Fields
-from r1mac.server.gathered import gather
+from r1mac.server.gathered import FINISH_REASONS, gather
 from r1mac.server.sse import Chunk
 from r1mac.server.wire_errors import openai_body, problem_of
 
 DONE = Chunk("[DONE]")
 _RULED_OUT = -9999.0
 FINGERPRINT = f"r1mac-{__version__}"
-
-# OpenAI knows two ends of a text. What was cut off before its end is «length», whatever the cause.
-FINISH_REASONS: dict[FinishReason, str] = {
-    "stop": "stop",
-    "cancelled": "stop",
-    "length": "length",
-    "context": "length",
-    "memory": "length",
-    "loop": "length",
-}
 
 
 def parse(body: Mapping[str, Any]) -> Asked:
@@ -127,7 +116,7 @@ class Writer:
             case Finished():
                 yield from self._finished(event, index)
             case Notice() | Pace() | PrefillProgress() if self._asked.tell_events:
-                yield self._chunk([], r1mac={**extra(event), **({"index": index} if index else {})})
+                yield self._chunk([], r1mac=extra(event, index))
 
     def failed(self, error: R1MacError) -> Iterator[Chunk]:
         """Yield the error in place of what would have come."""
@@ -248,14 +237,16 @@ def usage(stats: Sequence[GenerationStats]) -> dict[str, Any]:
     }
 
 
-def extra(event: Notice | Pace | PrefillProgress) -> dict[str, Any]:
-    """Return what a chunk's ``r1mac`` says of an event."""
+def extra(event: Notice | Pace | PrefillProgress, index: int) -> dict[str, Any]:
+    """Return what a chunk's ``r1mac`` says of an event of the reply *index*."""
+    which = {"index": index} if index else {}
     match event:
         case Notice(kind=kind, text=text):
-            return {"notice": {"kind": kind, "text": text}}
+            return {"notice": {"kind": kind, "text": text}, **which}
         case Pace():
-            return {"pace": pace(event)}
-    return {"prefill": {"done": event.done_tokens, "total": event.total_tokens, "cached": event.cached_tokens}}
+            return {"pace": pace(event), **which}
+    done = {"done": event.done_tokens, "total": event.total_tokens, "cached": event.cached_tokens}
+    return {"prefill": done, **which}
 
 
 def pace(event: Pace) -> dict[str, Any]:

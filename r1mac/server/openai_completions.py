@@ -12,8 +12,8 @@ from r1mac.errors import R1MacError
 from r1mac.server import openai_asked
 from r1mac.server.asked import Asked, BadRequest
 from r1mac.server.fields import Fields
-from r1mac.server.gathered import gather
-from r1mac.server.openai_chat import DONE, FINGERPRINT, FINISH_REASONS, ending, extra, finite_logprob, usage
+from r1mac.server.gathered import FINISH_REASONS, gather
+from r1mac.server.openai_chat import DONE, FINGERPRINT, ending, extra, finite_logprob, usage
 from r1mac.server.sse import Chunk
 from r1mac.server.wire_errors import openai_body, problem_of
 
@@ -94,7 +94,7 @@ class Writer:
                 yield self._choice(index, "", reason=FINISH_REASONS[event.reason], **extras)
                 yield from self._end()
             case Notice() | Pace() | PrefillProgress() if self._asked.tell_events:
-                yield self._chunk([], r1mac={**extra(event), **({"index": index} if index else {})})
+                yield self._chunk([], r1mac=extra(event, index))
 
     def failed(self, error: R1MacError) -> Iterator[Chunk]:
         """Yield the error in place of what would have come."""

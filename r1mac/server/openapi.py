@@ -3,7 +3,6 @@
 https://spec.openapis.org/oas/v3.1.1.html
 """
 
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -235,9 +234,3 @@ _SCHEMAS: dict[str, Json] = {
         error=obj(message=string(), type=string(), param=maybe(string()), code=maybe(string())),
     ),
 }
-
-
-def every_operation() -> list[tuple[str, str]]:
-    """Return method and path of all that is described."""
-    paths: dict[str, dict[str, Any]] = _paths()
-    return [(method.upper(), path) for path, operations in paths.items() for method in operations]

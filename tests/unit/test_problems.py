@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from r1mac.engine.events import Finished, GenerationStats, Notice, TextDelta
+from r1mac.engine.events import Finished, FinishReason, Notice, TextDelta
 from r1mac.engine.fake import RecitingSession
 from r1mac.errors import BadPrompts
 from r1mac.prepare.problems import SHIPPED, Problem, answered_number, digest_of, parse_problems, put_problems, reply_to
+from tests.replies import finished
 
 FOUR = Problem("What is 2 + 2?", 4)
 
@@ -33,18 +34,8 @@ def test_the_number_that_an_answer_ends_with(answer: str, number: float | None) 
     assert answered_number(answer) == number
 
 
-def _finished(reason: str, tokens: int = 9) -> Finished:
-    stats = GenerationStats(
-        prompt_tokens=1,
-        cached_tokens=0,
-        generated_tokens=tokens,
-        think_tokens=0,
-        prefill_seconds=0,
-        decode_seconds=0,
-        prefill_peak_bytes=0,
-        peak_bytes=0,
-    )
-    return Finished(reason=reason, stats=stats)
+def _finished(reason: FinishReason) -> Finished:
+    return finished(reason, generated_tokens=9)
 
 
 THOUGHT = TextDelta(channel="think", text="2 and 2 are 4, not 5")

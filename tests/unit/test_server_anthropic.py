@@ -13,7 +13,6 @@ from r1mac.engine.events import (
     Event,
     Finished,
     FinishReason,
-    GenerationStats,
     Notice,
     PrefillProgress,
     TextDelta,
@@ -24,6 +23,7 @@ from r1mac.errors import DoesNotFit
 from r1mac.server.anthropic import Writer, error_body, parse
 from r1mac.server.asked import Asked, BadRequest
 from r1mac.server.wire_errors import Problem
+from tests import replies
 
 HI = {"role": "user", "content": "Hi"}
 TOOL = {"name": "weather", "description": "Tells it.", "input_schema": {"type": "object", "properties": {"place": {"type": "string"}}}}  # fmt: skip
@@ -35,18 +35,18 @@ def asked(**fields: Any) -> Asked:
     return parse({"model": "r1", "max_tokens": 100, "messages": [HI], **fields})
 
 
+COUNTS: dict[str, Any] = {
+    "prompt_tokens": 12,
+    "cached_tokens": 8,
+    "generated_tokens": 5,
+    "think_tokens": 2,
+    "prefill_seconds": 0.1,
+    "decode_seconds": 0.2,
+}
+
+
 def finished(reason: FinishReason = "stop", stop: str | None = None) -> Finished:
-    stats = GenerationStats(
-        prompt_tokens=12,
-        cached_tokens=8,
-        generated_tokens=5,
-        think_tokens=2,
-        prefill_seconds=0.1,
-        decode_seconds=0.2,
-        prefill_peak_bytes=0,
-        peak_bytes=0,
-    )
-    return Finished(reason=reason, stats=stats, stop=stop)
+    return replies.finished(reason, stop=stop, **COUNTS)
 
 
 PREFILL = PrefillProgress(done_tokens=12, total_tokens=12, cached_tokens=8)

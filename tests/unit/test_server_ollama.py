@@ -14,7 +14,6 @@ from r1mac.engine.events import (
     Event,
     Finished,
     FinishReason,
-    GenerationStats,
     Notice,
     PrefillProgress,
     TextDelta,
@@ -26,6 +25,7 @@ from r1mac.errors import DoesNotFit
 from r1mac.server.asked import Asked, BadRequest
 from r1mac.server.ollama import Kind, Writer, error_body, loaded, parse_chat, parse_generate, unheard
 from r1mac.server.wire_errors import Problem
+from tests import replies
 
 HI = {"role": "user", "content": "Hi"}
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": {"type": "object", "properties": {}}}}  # fmt: skip
@@ -39,18 +39,18 @@ def generate(**fields: Any) -> Asked:
     return parse_generate({"model": "r1", "prompt": "Hi", **fields})
 
 
+COUNTS: dict[str, Any] = {
+    "prompt_tokens": 12,
+    "cached_tokens": 8,
+    "generated_tokens": 5,
+    "think_tokens": 2,
+    "prefill_seconds": 0.25,
+    "decode_seconds": 0.5,
+}
+
+
 def finished(reason: FinishReason = "stop") -> Finished:
-    stats = GenerationStats(
-        prompt_tokens=12,
-        cached_tokens=8,
-        generated_tokens=5,
-        think_tokens=2,
-        prefill_seconds=0.25,
-        decode_seconds=0.5,
-        prefill_peak_bytes=0,
-        peak_bytes=0,
-    )
-    return Finished(reason=reason, stats=stats)
+    return replies.finished(reason, **COUNTS)
 
 
 PREFILL = PrefillProgress(done_tokens=12, total_tokens=12, cached_tokens=8)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 from openai.types import Completion
@@ -13,7 +14,6 @@ from r1mac.engine.events import (
     ChosenToken,
     Finished,
     FinishReason,
-    GenerationStats,
     Notice,
     PrefillProgress,
     TextDelta,
@@ -24,26 +24,25 @@ from r1mac.engine.request import ToolCall
 from r1mac.errors import DoesNotFit
 from r1mac.server import openai_chat, openai_completions, openai_responses
 from r1mac.server.asked import Asked
+from tests import replies
 
 CALL = ToolCall(id="call_1", name="weather", arguments='{"city": "Bonn"}')
 THOUGHT, ANSWER = TextDelta(channel="think", text="hm"), TextDelta(channel="answer", text="four")
 READ = PrefillProgress(done_tokens=3, total_tokens=3, cached_tokens=1)
 
 
+COUNTS: dict[str, Any] = {
+    "prompt_tokens": 10,
+    "cached_tokens": 4,
+    "generated_tokens": 7,
+    "think_tokens": 5,
+    "prefill_seconds": 1.0,
+    "decode_seconds": 2.0,
+}
+
+
 def _finished(reason: FinishReason = "stop") -> Finished:
-    return Finished(
-        reason=reason,
-        stats=GenerationStats(
-            prompt_tokens=10,
-            cached_tokens=4,
-            generated_tokens=7,
-            think_tokens=5,
-            prefill_seconds=1.0,
-            decode_seconds=2.0,
-            prefill_peak_bytes=0,
-            peak_bytes=0,
-        ),
-    )
+    return replies.finished(reason, **COUNTS)
 
 
 def _token(text: str, channel: str = "answer") -> ChosenToken:

@@ -7,26 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1mac.engine.events import Event, Finished, GenerationStats, Notice, TextDelta, ToolCalled
+from r1mac.engine.events import Event, Notice, TextDelta, ToolCalled
 from r1mac.engine.kept.json_values import from_json, to_json
 from r1mac.engine.request import GenerateRequest, Message, ToolCall
 from r1mac.engine.tool_calls import ToolCallEvents, ToolCallSplitter
+from tests.replies import finished
 
 BEGIN, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 CALL, CALL_END, SEP = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"
-FINISHED = Finished(
-    reason="stop",
-    stats=GenerationStats(
-        prompt_tokens=1,
-        cached_tokens=0,
-        generated_tokens=1,
-        think_tokens=0,
-        prefill_seconds=0,
-        decode_seconds=0,
-        prefill_peak_bytes=0,
-        peak_bytes=0,
-    ),
-)
+FINISHED = finished()
 
 
 def r1(name: str, arguments: str) -> str:
