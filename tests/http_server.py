@@ -16,6 +16,8 @@ from r1mac.engine.fake import RecitingSession
 from r1mac.engine.request import GenerateRequest
 from r1mac.server.app import make_app
 from r1mac.server.lanes import Solo
+from r1mac.server.limits import Limits
+from r1mac.server.protocol import protocol
 from r1mac.server.worker import Worker
 from tests.serving import RecitingRoom
 
@@ -61,10 +63,9 @@ def served(reciter: Reciter, *, queue_limit: int = 64, port: int = 0, **settings
     """Serve *reciter* with the *settings* of ``make_app`` until the end of the block."""
     room = RecitingRoom({MODEL: ()}, make_lane=lambda: Solo(reciter), context_tokens=CONTEXT_TOKENS)
     worker = Worker(room, queue_limit=queue_limit)
+    http = protocol(head_seconds=settings.get("limits", Limits()).piece_seconds)
     server = _Server(
-        uvicorn.Config(
-            make_app(worker, **settings), port=port, log_level="error", http="h11", ws="none", lifespan="off"
-        )
+        uvicorn.Config(make_app(worker, **settings), port=port, log_level="error", http=http, ws="none", lifespan="off")
     )
     thread = threading.Thread(target=server.run, name="http")
     worker.start()

@@ -282,6 +282,8 @@ def _serve(worker: "Worker", app: "ASGIApp", listener: socket.socket, *, patienc
 
     import uvicorn
 
+    from r1mac.server.limits import Limits
+    from r1mac.server.protocol import protocol
     from r1mac.ui import console
 
     class Server(uvicorn.Server):
@@ -293,7 +295,7 @@ def _serve(worker: "Worker", app: "ASGIApp", listener: socket.socket, *, patienc
 
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=protocol(head_seconds=Limits().piece_seconds),
         ws="none",
         lifespan="off",
         log_config=None,

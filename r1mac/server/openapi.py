@@ -3,7 +3,6 @@
 https://spec.openapis.org/oas/v3.1.1.html
 """
 
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route

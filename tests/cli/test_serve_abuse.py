@@ -108,18 +108,34 @@ def test_a_slow_reader_keeps_nobody_waiting(server):
 
 
 def test_half_of_a_request_is_waited_for_only_so_long(server):
-    """Requests that stop in their head or in their body hold up nobody; a body that stops is answered with 408."""
+    """Requests that stop in their head or in their body hold up nobody; they are answered with 408 and let go."""
     whole = _sent()
     with contextlib.ExitStack() as stack:
-        talks = [
-            stack.enter_context(raw(server.port, whole[:length]))
-            for length in (1, 30, len(whole) - 5)
-            for _ in range(20)
-        ]
+        talks = {
+            length: [stack.enter_context(raw(server.port, whole[:length])) for _ in range(20)]
+            for length in (0, 1, 30, len(whole) - 5)
+        }
         assert ask(server.port, CHAT, _asked()).status == 200
-        answer = talks[-1].recv(1000)
+        answers = {length: {_to_the_end(talk)[:13] for talk in several} for length, several in talks.items()}
 
-    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert answers == {0: {b""}, **{length: {b"HTTP/1.1 408 "} for length in (1, 30, len(whole) - 5)}}
+
+
+def test_a_second_request_on_a_connection_is_waited_for_only_so_long(server):
+    """A head may come in pieces, and behind an answer; one that stops is not waited for."""
+    whole = head("/health", b"", method="GET")
+    with raw(server.port, whole[:20]) as talk:
+        talk.sendall(whole[20:])
+        first = talk.recv(65536)
+        talk.sendall(whole[:30])
+        second = _to_the_end(talk)
+
+    assert first.startswith(b"HTTP/1.1 200 ")
+    assert b"HTTP/1.1 408 " in second
+
+
+def _to_the_end(talk: socket.socket) -> bytes:
+    return b"".join(iter(lambda: talk.recv(65536), b""))
 
 
 def test_bytes_that_are_no_request_are_refused(server):
@@ -229,7 +245,7 @@ def test_a_page_of_another_site_cannot_ask(locked, headers, status):
     """Only the server's own page, and pages that were named, may ask; no other is told that it may read the answer."""
     body = json.dumps(_asked()).encode()
     with raw(locked.port, head(CHAT, body, Authorization=f"Bearer {KEY}", Connection="close", **headers)) as talk:
-        answer = b"".join(iter(lambda: talk.recv(65536), b""))
+        answer = _to_the_end(talk)
 
     assert answer.startswith(f"HTTP/1.1 {status}".encode())
     assert (b"access-control-allow-origin" in answer.lower()) == ("friend.example:3000" in headers.get("Origin", ""))
