@@ -39,7 +39,7 @@ class Row:
         self.cached_tokens = self.read_tokens = 0
         self.paused_at = 0.0
         self._tokenizer = tokenizer
-        answer_format = reply.request.answer_format
+        answer_format = reply.answer_format
         self._constraint = None if answer_format is None else Constraint(answer_format, tokenizer)
         # What came of the token that was shown last and is still to be handed over.
         self._accepted: tuple[int, str | None, list[Event]] | None = None

@@ -125,7 +125,7 @@ class Session:
         """Write what *reply* lacks."""
         transcript, aids = self._transcript, self._aids
         transcript.prefill_step_tokens = self._prefill_step_tokens
-        answer_format = reply.request.answer_format
+        answer_format = reply.answer_format
         constraint = None if answer_format is None else Constraint(answer_format, self._tokenizer)
         accepted_before = aids.speculation.accepted_tokens if aids.speculation else 0
         with contextlib.ExitStack() as held:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from r1mac.engine.request import Message
+from r1mac.engine.request import AnswerFormat, Message
 from r1mac.engine.think import THINK_END, THINK_START, tag_overlap
 from r1mac.engine.tokenizer import Tokenizer
 from r1mac.engine.tool_turns import Dicts, ShapedTurns, ToolTurns
@@ -28,10 +28,12 @@ class Prompt:
     Attributes:
         text: what the model reads.
         in_thought: whether the model's text begins inside a thought that the template opened.
+        answer_format: what the answer must look like if functions must be called.
     """
 
     text: str
     in_thought: bool
+    answer_format: AnswerFormat | None = None
 
 
 class PromptTemplate:
@@ -46,7 +48,8 @@ class PromptTemplate:
         self._special_tokens = {name: text for name, text in texts.items() if text is not None}
         source = _find_template(folder, tokenizer.settings)
         self._template = _compile(source if source is not None else _BARE_TEMPLATE, folder)
-        self._turns = ToolTurns(self._render_probe, end_text=self._special_tokens.get("eos_token", ""))
+        end_text = self._special_tokens.get("eos_token", "")
+        self._turns = ToolTurns(self._render_probe, end_text=end_text, is_token=tokenizer.has_token)
 
     def render(
         self,
@@ -75,7 +78,8 @@ class PromptTemplate:
             text, in_thought = text.rstrip("\n") + f"\n\n{THINK_END}\n\n", False
         elif not think and self.thinks and THINK_END not in opening:
             text += f"{THINK_START}\n\n{THINK_END}\n\n"
-        return Prompt(text=text, in_thought=in_thought)
+        must = self._turns.calls_format(tools, must_call) if tools and must_call else None
+        return Prompt(text=text, in_thought=in_thought, answer_format=must)
 
     def _opening(self, turns: ShapedTurns, text: str, *, think: bool) -> str:
         """Return the part of a prompt that opens the model's turn: a user may have written tags too."""

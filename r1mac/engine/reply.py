@@ -58,7 +58,9 @@ def begin_reply(
     can_open = template.thinks and request.think and request.raw_prompt is None
     splitter = ThinkSplitter(in_thought=prompt.in_thought, can_open=can_open)
     room_tokens = context_tokens - len(prompt_ids)
-    return Reply(request, prompt_ids, splitter=splitter, tokenizer=tokenizer, room_tokens=room_tokens)
+    reply = Reply(request, prompt_ids, splitter=splitter, tokenizer=tokenizer, room_tokens=room_tokens)
+    reply.answer_format = request.answer_format or prompt.answer_format
+    return reply
 
 
 class Reply:
@@ -66,6 +68,7 @@ class Reply:
 
     Attributes:
         request: what was asked.
+        answer_format: what its answer must look like.
         prompt_ids: the tokens that come before it.
         token_ids: its tokens so far, those included that were put into it.
         sampler: chooses its tokens.
@@ -88,6 +91,7 @@ class Reply:
         room_tokens: int,
     ) -> None:
         self.request = request
+        self.answer_format = request.answer_format
         self.prompt_ids = prompt_ids
         self.room_tokens = room_tokens
         self.read_peak_bytes: Callable[[], int] = mx.get_peak_memory

@@ -125,7 +125,7 @@ class GenerateRequest:
         logprobs: how many alternatives to tell for each token, 0 for the token alone; None tells nothing.
         answer_format: what the answer must look like.
         tools: the functions that the model may call, each as JSON in OpenAI's shape.
-        must_call: whether it is told to call one of them; a name says which.
+        must_call: whether its answer is held to calls of them; a name says of which, once.
     """
 
     messages: tuple[Message, ...]

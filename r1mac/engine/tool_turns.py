@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from r1mac.engine.request import Message, ToolCall
+from r1mac.engine.call_grammar import calls_format
+from r1mac.engine.grammar import check
+from r1mac.engine.request import AnswerFormat, Message, ToolCall
 from r1mac.engine.think import THINK_END
 from r1mac.engine.tool_calls import (
     CALL_BEGIN,
@@ -26,7 +28,7 @@ from r1mac.engine.tool_calls import (
     HERMES_END,
     SEPARATOR,
 )
-from r1mac.errors import BadCheckpoint, RefusedConversation
+from r1mac.errors import BadAnswerFormat, BadCheckpoint, RefusedConversation
 
 _OUTPUTS_BEGIN, _OUTPUTS_END = "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>"
 _OUTPUT_BEGIN, _OUTPUT_END = "<｜tool▁output▁begin｜>", "<｜tool▁output▁end｜>"
@@ -72,10 +74,17 @@ class ShapedTurns:
 class ToolTurns:
     """How one model is told of functions, their calls and their results."""
 
-    def __init__(self, render: Render, *, end_text: str) -> None:
-        """Make it for the template that *render* renders; *end_text* is the token that ends a turn."""
+    def __init__(self, render: Render, *, end_text: str, is_token: Callable[[str], bool]) -> None:
+        """Make it for a template and a tokenizer.
+
+        Args:
+            render: renders the template.
+            end_text: the token that ends a turn.
+            is_token: whether a text is one token of the model's.
+        """
         self._render = render
         self._end_text = end_text
+        self._is_token = is_token
 
     def shape(self, messages: Sequence[Message], tools: Sequence[str], must_call: bool | str) -> ShapedTurns:
         """Return the conversation as the template takes it."""
@@ -90,6 +99,32 @@ class ToolTurns:
             return ShapedTurns(messages=[self._native.message(message) for message in messages], tools=listed)
         shaped = self._in_r1_words(messages) if self._is_deepseek else _in_hermes_words(messages)
         return replace(shaped, tools=listed)
+
+    def calls_format(self, tools: Sequence[str], must_call: bool | str) -> AnswerFormat:
+        """Return what an answer that must call a function has to look like, written as this model is told to."""
+        first = self._example.index("NAME")
+        before, behind = self._example[:first], self._example[first + len("NAME") :]
+        middle, _, after = behind.partition(_EXAMPLE_ARGUMENTS)
+        opener, closer = (CALL_BEGIN, CALL_END) if CALL_BEGIN in before else (HERMES_BEGIN, HERMES_END)
+        begin, end = before.index(opener), after.index(closer) + len(closer)
+
+        def form(tools: Sequence[str]) -> AnswerFormat:
+            return calls_format(
+                tools,
+                must_call,
+                before=before[:begin],
+                call=(before[begin:], middle, after[:end]),
+                between="\n",
+                after=after[end:],
+                is_token=self._is_token,
+            )
+
+        try:
+            check(form(tools))
+        except BadAnswerFormat:
+            # The library does not know all that a schema can say. Then any object will do, as it would without it.
+            return form([_without_schema(tool) for tool in tools])
+        return form(tools)
 
     @cached_property
     def _lists_functions(self) -> bool:
@@ -320,6 +355,10 @@ def _plain(message: Message) -> dict[str, Any]:
     if message.tool_call_id is not None:
         told["tool_call_id"] = message.tool_call_id
     return told
+
+
+def _without_schema(tool: str) -> str:
+    return json.dumps({"function": {"name": json.loads(tool)["function"]["name"]}})
 
 
 def _command(must_call: bool | str) -> str:
