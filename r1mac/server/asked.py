@@ -37,12 +37,14 @@ class Asked:
         logprobs: how many alternatives to tell for each token.
         answer_format: what the answer must look like.
         tools: the functions that the model may call, as OpenAI describes them.
-        must_call: whether it is told to call one of them; a name says which.
+        must_call: whether the answer is held to calls of them; a name says of which.
         one_call: whether calls after the first are left out.
         stream: whether to send the reply as it is written.
         replies: how many to write.
         tell_usage: whether a stream ends with the counts.
         tell_events: whether notices, pace and progress are sent too.
+        keep_loaded_seconds: how long the model is to stay loaded without work after it; infinite for ever, None for as
+            long as the server was told to.
     """
 
     model: str | None = None
@@ -63,6 +65,7 @@ class Asked:
     replies: int = 1
     tell_usage: bool = False
     tell_events: bool = False
+    keep_loaded_seconds: float | None = None
 
     def request(self, defaults: GenerateRequest) -> GenerateRequest:
         """Return what the engine is asked, *defaults* standing for what was not said.

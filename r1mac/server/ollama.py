@@ -5,6 +5,8 @@ followed, the last line says so in ``r1mac.notices``.
 """
 
 import json
+import math
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -20,6 +22,7 @@ from r1mac.server.gathered import FINISH_REASONS, gather
 from r1mac.server.openai_chat import token_logprob
 from r1mac.server.sse import Chunk
 from r1mac.server.wire_errors import Problem, problem_of
+from r1mac.units import parse_seconds
 
 # Ollama's names of the numbers of ``engine.request.Sampling``.
 _SAMPLING = {
@@ -103,8 +106,25 @@ def _asked(fields: Fields, **said: Any) -> Asked:
         logprobs=(logprobs or 0) if fields.boolean("logprobs") else None,
         answer_format=_format(fields),
         stream=True if stream is None else stream,
+        keep_loaded_seconds=_keep_alive(fields),
         **said,
     )
+
+
+def _keep_alive(fields: Fields) -> float | None:
+    """Return how long the model is to stay: a number of seconds or a duration such as ``5m``, below 0 for ever."""
+    value = fields.values.get("keep_alive")
+    if value is None:
+        return None
+    text = str(value).strip()
+    if re.fullmatch(r"-\d.*", text):
+        return math.inf
+    if re.fullmatch(r"0+(\.0*)?(ns|us|µs|ms|s|m|h)?", text):
+        return 0.0
+    try:
+        return parse_seconds(text)
+    except ValueError:
+        raise fields.bad("keep_alive", f"must be seconds, 5m, 0 or -1, and is {text[:40]}") from None
 
 
 def _max_tokens(options: Fields) -> int | None:
@@ -295,10 +315,11 @@ class Writer:
         return ending | ({"r1mac": {"notices": list(self._notices)}} if self._notices else {})
 
 
-def loaded(kind: Kind, model: str) -> dict[str, Any]:
-    """Return the reply to a request that asks for nothing but the model."""
+def loaded(kind: Kind, model: str, *, stays: bool) -> dict[str, Any]:
+    """Return the reply to a request that asks for nothing but the model: that it is loaded, or no longer."""
     said = {"message": {"role": "assistant", "content": ""}} if kind == "chat" else {"response": ""}
-    return {"model": model, "created_at": timestamp(time.time()), **said, "done": True, "done_reason": "load"}
+    reason = "load" if stays else "unload"
+    return {"model": model, "created_at": timestamp(time.time()), **said, "done": True, "done_reason": reason}
 
 
 def timestamp(at_s: float) -> str:

@@ -28,7 +28,6 @@ from r1mac.server.wire_errors import Problem
 
 # Some programs speak to no Ollama older than what they need; this is the one whose API these routes have.
 _API_VERSION = "0.12.0"
-_NO_TIME = (0, "0", "0s", "0m", "0h")
 
 # What Ollama does and these routes do not, with what does it.
 _ELSEWHERE = {
@@ -72,10 +71,7 @@ def routes(replies: Replies) -> list[Route]:
         try:
             fields = Fields(await read_object(request, any_type=True))
             name = fields.text("model") or fields.needed_text("name")
-            models = await run_in_threadpool(worker.models)
-            found = next((model for model in models if model.name == name), None)
-            if found is None:
-                raise UnknownModel(f"no model is called «{name[:80]}» here", hint="GET /api/tags names those that are")
+            found, *_ = await _named(replies, name)
             return JSONResponse(_shown(found, context_of(found)))
         except (BadRequest, R1MacError) as error:
             return error_response(error, ollama.error_body)
@@ -98,7 +94,7 @@ def _endpoint(replies: Replies, api: _Api) -> Callable[[Request], Any]:
             body = await read_object(request, any_type=True)
             asked = api.parse(body)
             if not asked.messages and asked.raw_prompt is None:
-                return await _load(replies, api, asked, body)
+                return await _load(replies, api, asked)
             notices = ollama.unheard(body, replies.worker.state().context_tokens)
             writer = partial(ollama.Writer, kind=api.kind, begun_at_s=begun_at_s, notices=notices)
             return replies.answer(asked, _dialect(api, writer))
@@ -122,12 +118,14 @@ def _dialect(api: _Api, writer: WriterMaker) -> Dialect:
     )
 
 
-async def _load(replies: Replies, api: _Api, asked: Asked, body: Mapping[str, Any]) -> Response:
-    """Load the model that a request without a question names, by having it write one token."""
-    if body.get("keep_alive") in _NO_TIME:
-        told = "r1mac unloads a model by itself: `r1mac serve --idle-unload 15m`"
-        return JSONResponse(ollama.error_body(Problem(status=501, message=told, code="not_here")), status_code=501)
-    wanted = Asked(model=asked.model, raw_prompt="Hi", max_tokens=1)
+async def _load(replies: Replies, api: _Api, asked: Asked) -> Response:
+    """Load the model that a request without a question names, by having it write one token, and let go of it again."""
+    stays = asked.keep_loaded_seconds != 0
+    said = JSONResponse(ollama.loaded(api.kind, asked.model or "", stays=stays))
+    if not stays and not any(model.loaded for model in await _named(replies, asked.model)):
+        return said
+    kept = asked.keep_loaded_seconds
+    wanted = Asked(model=asked.model, raw_prompt="Hi", max_tokens=1, keep_loaded_seconds=kept)
     job = Job(f"ollama-load-{secrets.token_hex(8)}", wanted)
     replies.worker.submit(job)
     try:
@@ -135,7 +133,15 @@ async def _load(replies: Replies, api: _Api, asked: Asked, body: Mapping[str, An
             pass
     finally:
         replies.worker.cancel(job)
-    return JSONResponse(ollama.loaded(api.kind, asked.model or ""))
+    return said
+
+
+async def _named(replies: Replies, name: str | None) -> list[ServedModel]:
+    models = await run_in_threadpool(replies.worker.models)
+    found = [model for model in models if model.name == name]
+    if not found:
+        raise UnknownModel(f"no model is called «{(name or '')[:80]}» here", hint="GET /api/tags names those that are")
+    return found
 
 
 def _elsewhere(why: str) -> Callable[[Request], Any]:

@@ -7,6 +7,7 @@ however long the others still write; with one it waits until the reply before it
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -46,7 +47,7 @@ class Worker:
         room: the models.
         queue_limit: how many requests may wait beside those that are written.
         parallel: how many may be written at once.
-        idle_seconds: after so long without work the model is unloaded; None keeps it.
+        idle_seconds: after so long without work a model is unloaded, unless a request says otherwise; None keeps it.
         opens_first: whether a model is loaded at the start, without a request.
     """
 
@@ -62,7 +63,7 @@ class Worker:
         self._room = room
         self._queue_limit = queue_limit
         self._parallel = parallel
-        self._idle_seconds = idle_seconds
+        self._usual_idle_seconds = self._idle_seconds = idle_seconds
         self._opens_first = opens_first
         self._thread = threading.Thread(target=self._run, name="model")
         # Guards what other threads touch: the two queues and the wish to stop.
@@ -289,6 +290,8 @@ class Worker:
             request = self._looked_at(waiting).request
             assert request is not None
             self._running[lane.submit(request, job.control)] = job
+            if (seconds := job.asked.keep_loaded_seconds) is not None:
+                self._idle_seconds = None if math.isinf(seconds) else seconds
         except Exception as error:  # noqa: BLE001 - it is the job's
             self._fail(job, error)
         self._tally.begin()
@@ -362,6 +365,7 @@ class Worker:
             self._loading = False
         assert self._loaded is not None
         self._lane = self._loaded.make_lane()
+        self._idle_seconds = self._usual_idle_seconds
         self._worked_at = time.monotonic()
 
     def _replace_lane(self) -> None:

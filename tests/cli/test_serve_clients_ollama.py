@@ -8,7 +8,7 @@ import pytest
 
 from r1mac.server.limits import Limits
 from tests.http_server import CONTEXT_TOKENS, MODEL, Reciter, Served, served
-from tests.http_talk import ask
+from tests.http_talk import ask, eventually
 from tests.touring import ANSWER, ASKS_WEATHER, PLACE, QUESTION, THOUGHT, Place, said, url_of
 
 
@@ -119,6 +119,22 @@ def test_loading(llama, server):
     assert server.worker.state().model == MODEL
 
 
+def test_how_long_a_model_stays(llama, server):
+    """A client that says so has the model unloaded behind its request, or keeps it; the next request loads it again."""
+    kept = llama.chat(MODEL, QUESTION, keep_alive=-1)
+    assert server.worker.state().model == MODEL
+
+    last = llama.chat(MODEL, QUESTION, keep_alive=0)
+    eventually(lambda: server.worker.state().model is None)
+    assert kept.message.content == last.message.content == ANSWER
+
+    assert llama.generate(MODEL, keep_alive=0).done_reason == "unload"
+    assert server.worker.state().model is None
+    assert llama.generate(MODEL).done_reason == "load"
+    assert llama.generate(MODEL, keep_alive="0s").done_reason == "unload"
+    eventually(lambda: server.worker.state().model is None)
+
+
 def test_models(llama):
     """Models are listed, described, and shown to be loaded."""
     llama.generate(MODEL)
@@ -158,7 +174,6 @@ def test_errors(llama, request_, status, words, stream):
         (lambda client: client.delete("x"), "r1mac rm"),
         (lambda client: client.create("x", from_="y"), "r1mac convert"),
         (lambda client: client.embed("x", "y"), "no embeddings"),
-        (lambda client: client.generate(MODEL, keep_alive=0), "--idle-unload"),
     ],
 )
 def test_what_is_done_elsewhere(llama, call, command):

@@ -1,6 +1,7 @@
 """Ollama's API: what a request asks, and what a reply is on the wire, by the types of its own client."""
 
 import json
+import math
 import time
 from typing import Any
 
@@ -289,8 +290,26 @@ def test_errors_are_a_sentence() -> None:
 
 def test_a_model_that_is_only_loaded() -> None:
     """The answer to no question is empty and done."""
-    assert ChatResponse.model_validate(loaded("chat", "r1")).done_reason == "load"
-    assert GenerateResponse.model_validate(loaded("generate", "r1")).response == ""
+    assert ChatResponse.model_validate(loaded("chat", "r1", stays=True)).done_reason == "load"
+    assert GenerateResponse.model_validate(loaded("generate", "r1", stays=False)).done_reason == "unload"
+    assert GenerateResponse.model_validate(loaded("generate", "r1", stays=True)).response == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [(None, None), (0, 0), ("0m", 0), (-1, math.inf), ("-1s", math.inf), (90, 90), (1.5, 1.5), ("1h30m", 5400)],
+)
+def test_how_long_a_model_is_to_stay(said: object, seconds: float | None) -> None:
+    """As Ollama has it: seconds or a duration; 0 not at all, below 0 for ever."""
+    asked = parse_chat({"model": "r1", "messages": [HI], **({} if said is None else {"keep_alive": said})})
+
+    assert asked.keep_loaded_seconds == seconds
+
+
+@pytest.mark.parametrize("said", ["soon", True, "", [5], "--1"])
+def test_a_stay_that_nobody_understands(said: object) -> None:
+    with pytest.raises(BadRequest, match="keep_alive"):
+        parse_chat({"model": "r1", "messages": [HI], "keep_alive": said})
 
 
 _WORDS = ["role", "user", "assistant", "tool", "content", "function", "name", "arguments", "parameters", "tool_calls", "num_predict", "seed", "stop", "top_k", "json", "low", "images"]  # fmt: skip
