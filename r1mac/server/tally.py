@@ -1,5 +1,6 @@
 """What the worker counts."""
 
+import threading
 import time
 from collections import Counter
 from typing import Any
@@ -12,7 +13,7 @@ _LATEST_SHARE = 0.2
 
 
 class Tally:
-    """Counts replies and tokens. Written on the worker's thread; any thread may read.
+    """Counts replies and tokens. Written on the worker's thread, but for ``fail``; any thread may read.
 
     Attributes:
         progress_at_s: when something was last written or read, by the monotonic clock.
@@ -25,6 +26,7 @@ class Tally:
         self._paces: dict[int, float] = {}
         self._finished: Counter[str] = Counter()
         self._failed = 0
+        self._failing = threading.Lock()
         self._prompt_tokens = self._cached_tokens = self._written_tokens = self._think_tokens = 0
 
     def begin(self) -> None:
@@ -32,8 +34,9 @@ class Tally:
         self.progress_at_s = time.monotonic()
 
     def fail(self) -> None:
-        """Count a request that came to nothing."""
-        self._failed += 1
+        """Count a request that came to nothing. Any thread."""
+        with self._failing:
+            self._failed += 1
 
     def note(self, ticket: int, outcome: Outcome, asked_at_s: float) -> None:
         """Count what came of a step of a reply that was asked for at *asked_at_s*."""
@@ -52,7 +55,7 @@ class Tally:
                 self.reply_seconds = (1 - share) * (self.reply_seconds or 0.0) + share * seconds
             case Exception():
                 self._paces.pop(ticket, None)
-                self._failed += 1
+                self.fail()
 
     def forget_paces(self) -> None:
         """Note that nothing is at work any more."""

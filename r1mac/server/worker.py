@@ -11,33 +11,23 @@ import math
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from typing import NamedTuple
 
 from r1mac.engine.events import Finished
-from r1mac.engine.request import GenerateRequest
 from r1mac.prepare.files import PrepareEvent
 from r1mac.server.admission import Refused, require_place, require_room
 from r1mac.server.asked import Asked, BadRequest
 from r1mac.server.engine_room import Loaded, Room
 from r1mac.server.job import Job, hand_over
 from r1mac.server.lanes import Lane, Outcome
+from r1mac.server.line import Line, Waiting
 from r1mac.server.state import ServedModel, WorkerState
-from r1mac.server.tally import Tally, never_begun
+from r1mac.server.tally import Tally
 
 logger = logging.getLogger(__name__)
 
 # How long a stopping server is worth trying again after.
 _RESTART_SECONDS = 30
-
-
-class _Waiting(NamedTuple):
-    """A job that has not begun. *request* is known once it was looked at with its model loaded."""
-
-    job: Job
-    model: str
-    request: GenerateRequest | None = None
 
 
 class Worker:
@@ -66,10 +56,9 @@ class Worker:
         self._usual_idle_seconds = self._idle_seconds = idle_seconds
         self._opens_first = opens_first
         self._thread = threading.Thread(target=self._run, name="model")
-        # Guards what other threads touch: the two queues and the wish to stop.
-        self._changed = threading.Condition()
-        self._arrived: deque[Job] = deque()
-        self._waiting: deque[_Waiting] = deque()
+        self._line = Line(self._look, self._fail)
+        # The line's lock guards the wish to stop, too: other threads say it.
+        self._changed = self._line.changed
         self._stop_at: float | None = None
         self._opening: queue.SimpleQueue[PrepareEvent | BaseException | None] = queue.SimpleQueue()
         # The worker thread's alone; others read them.
@@ -82,6 +71,7 @@ class Worker:
 
     def start(self) -> None:
         """Start the thread; with *opens_first* ``opening`` tells how its first model gets on."""
+        self._line.start()
         self._thread.start()
 
     def opening(self) -> Generator[PrepareEvent, None, None]:
@@ -103,12 +93,13 @@ class Worker:
         with self._changed:
             stop_at = time.monotonic() + patience_seconds
             self._stop_at = stop_at if self._stop_at is None else min(self._stop_at, stop_at)
-            self._changed.notify()
+            self._changed.notify_all()
 
     def join(self) -> None:
         """Wait until the thread has ended. Any thread but its own."""
         if self._thread.ident is not None:
             self._thread.join()
+        self._line.join()
 
     def submit(self, job: Job) -> None:
         """Take a job; its events come to it. Any thread.
@@ -119,22 +110,20 @@ class Worker:
         with self._changed:
             if self._stop_at is not None or (self._thread.ident is not None and not self._thread.is_alive()):
                 raise Refused("the server is stopping", retry_after_seconds=_RESTART_SECONDS)
-            self._forget_cancelled()
+            self._line.forget_cancelled()
             require_place(
-                waiting=len(self._waiting) + len(self._arrived),
+                waiting=len(self._line),
                 free_slots=max(self._slots - len(self._running), 0),
                 queue_limit=self._queue_limit,
                 parallel=self._slots,
                 reply_seconds=self._tally.reply_seconds,
             )
-            self._arrived.append(job)
-            self._changed.notify()
+            self._line.add(job)
 
     def cancel(self, job: Job) -> None:
         """End a job: at once if it waits, else after the token or prompt step at work. Any thread."""
         job.control.cancel()
-        with self._changed:
-            self._forget_cancelled()
+        self._line.forget_cancelled()
 
     def state(self) -> WorkerState:
         """Return what the worker does now. Any thread, without waiting."""
@@ -143,7 +132,7 @@ class Worker:
             phase="stopping" if self._stop_at is not None else "loading" if self._loading else "empty",
             parallel=self._slots,
             running=len(running),
-            waiting=sum(not job.control.cancelled for job in self._all_waiting()),
+            waiting=len(self._line.jobs()),
             queue_limit=self._queue_limit,
             # A reply that somebody paused makes no progress, and is not stuck.
             progress_at_s=time.monotonic() if any(job.control.paused for job in running) else self._tally.progress_at_s,
@@ -184,6 +173,7 @@ class Worker:
         finally:
             with self._changed:
                 self._stop_at = time.monotonic()
+            self._line.close()
             self._close()
             self._fail_all(Refused("the server is stopping", retry_after_seconds=_RESTART_SECONDS))
 
@@ -198,7 +188,6 @@ class Worker:
 
     def _work(self) -> bool:
         """Do one round of work, or wait for some; return whether to go on."""
-        self._take_arrived()
         self._begin()
         if self._lane is not None and self._running:
             self._step(self._lane)
@@ -213,9 +202,9 @@ class Worker:
     def _idle_for_too_long(self) -> bool:
         """Wait until there is work; return whether to unload the model instead."""
         with self._changed:
-            if self._running or self._arrived or self._waiting or self._stop_at is not None:
+            if self._running or self._line.first() is not None or self._stop_at is not None:
                 return False
-            if self._loaded is None or self._idle_seconds is None:
+            if len(self._line) or self._loaded is None or self._idle_seconds is None:
                 self._changed.wait()
                 return False
             left_seconds = self._worked_at + self._idle_seconds - time.monotonic()
@@ -229,24 +218,11 @@ class Worker:
                 job.control.cancel()
         return bool(self._running)
 
-    def _take_arrived(self) -> None:
-        """Look at the jobs that came, and let in or refuse them."""
-        while True:
-            with self._changed:
-                self._forget_cancelled()
-                if not self._arrived:
-                    return
-                job = self._arrived.popleft()
-            try:
-                waiting = self._looked_at(_Waiting(job, self._room.find(job.asked.model)))
-            except Exception as error:  # noqa: BLE001 - it is the job's
-                self._fail(job, error)
-                continue
-            with self._changed:
-                self._waiting.append(waiting)
+    def _look(self, job: Job) -> Waiting:
+        return self._looked_at(Waiting(job, self._room.find(job.asked.model)))
 
-    def _looked_at(self, waiting: _Waiting) -> _Waiting:
-        """Return a job with its request, if its model is loaded and it can be answered.
+    def _looked_at(self, waiting: Waiting) -> Waiting:
+        """Return a job with its request, if its model is loaded and it can be answered. Any thread.
 
         Raises:
             R1MacError: it cannot.
@@ -261,7 +237,7 @@ class Worker:
 
     def _begin(self) -> None:
         """Begin the jobs that come next, as far as there are slots."""
-        while self._stop_at is None and (waiting := self._next_waiting()) is not None:
+        while self._stop_at is None and (waiting := self._line.first()) is not None:
             if not self._is_loaded(waiting.model):
                 if self._running:
                     return
@@ -269,22 +245,10 @@ class Worker:
                 continue
             if self._lane is None or len(self._lane) >= self._lane.slots:
                 return
-            if self._take(waiting):
+            if self._line.take(waiting):
                 self._submit(self._lane, waiting)
 
-    def _next_waiting(self) -> _Waiting | None:
-        with self._changed:
-            return self._waiting[0] if self._waiting else None
-
-    def _take(self, waiting: _Waiting) -> bool:
-        """Take the job that comes next out of the queue; return False if it was cancelled meanwhile."""
-        with self._changed:
-            if not self._waiting or self._waiting[0] is not waiting:
-                return False
-            self._waiting.popleft()
-            return True
-
-    def _submit(self, lane: Lane, waiting: _Waiting) -> None:
+    def _submit(self, lane: Lane, waiting: Waiting) -> None:
         job = waiting.job
         try:
             request = self._looked_at(waiting).request
@@ -333,14 +297,14 @@ class Worker:
     def _is_loaded(self, model: str) -> bool:
         return self._loaded is not None and self._loaded.name == model
 
-    def _change_model(self, waiting: _Waiting) -> None:
+    def _change_model(self, waiting: Waiting) -> None:
         """Load the model of the job that comes next; if that cannot be, it fails, and the former model answers on."""
         try:
             self._room.check(waiting.model)
             self._close()
             self._open(waiting.model, lambda event: logger.debug("%s", event))
         except Exception as error:  # noqa: BLE001 - it is the job's
-            if self._take(waiting):
+            if self._line.take(waiting):
                 self._fail(waiting.job, error)
 
     def _open(self, model: str, tell: Callable[[PrepareEvent], None]) -> None:
@@ -388,19 +352,6 @@ class Worker:
         self._loaded = None
         self._room.close()
 
-    def _forget_cancelled(self) -> None:
-        """Take jobs that nobody wants any more out of the queues. The lock is held."""
-        gone = [job for job in self._all_waiting() if job.control.cancelled]
-        if not gone:
-            return
-        self._arrived = deque(job for job in self._arrived if not job.control.cancelled)
-        self._waiting = deque(waiting for waiting in self._waiting if not waiting.job.control.cancelled)
-        for job in gone:
-            job.put(never_begun())
-
-    def _all_waiting(self) -> list[Job]:
-        return [*self._arrived, *(waiting.job for waiting in list(self._waiting))]
-
     def _fail(self, job: Job, error: Exception) -> None:
         if not isinstance(error, BadRequest):
             logger.debug("a request came to nothing", exc_info=error)
@@ -408,11 +359,7 @@ class Worker:
         job.fail(error)
 
     def _fail_waiting(self, error: Exception) -> None:
-        with self._changed:
-            jobs = self._all_waiting()
-            self._arrived.clear()
-            self._waiting.clear()
-        for job in jobs:
+        for job in self._line.clear():
             self._fail(job, error)
 
     def _fail_running(self, error: Exception) -> None:

@@ -2,13 +2,16 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
 from r1mac.engine.events import Finished, TextDelta
+from r1mac.engine.request import GenerateRequest
 from r1mac.errors import DoesNotFit, PromptTooLong, R1MacError, UnknownModel
 from r1mac.server.admission import Refused
 from r1mac.server.asked import Asked, BadRequest
@@ -175,6 +178,39 @@ def test_what_cannot_be_answered_is_refused_before_its_turn(what: Asked, error: 
             assert worker.state().running == 1
             worker.cancel(running)
             assert lane.submitted == ["why?"]
+
+    asyncio.run(run())
+
+
+def test_a_prompt_that_takes_long_to_count_holds_up_nobody_who_is_written() -> None:
+    """A reply at work goes on while megabytes are looked at; so does the going of the client who sent them."""
+    lane, counted = GatedLane(2, most=3), threading.Event()
+
+    class Room(RecitingRoom):
+        def open(self, name: str):  # type: ignore[no-untyped-def]
+            loaded = yield from super().open(name)
+
+            def count(request: GenerateRequest) -> int:
+                assert request.messages[-1].text != "long" or counted.wait(20)
+                return 1
+
+            return replace(loaded, count=count)
+
+    async def run() -> None:
+        room = Room({"small": []}, make_lane=lambda: lane)
+        async with _worker(room, opens_first=True, parallel=2) as worker:
+            await asyncio.to_thread(lambda: list(worker.opening()))
+            running = _ask(worker)
+            await _until(lambda: worker.state().running == 1)
+            long, gone, late = (_ask(worker, asked(text)) for text in ("long", "gone", "late"))
+            worker.cancel(gone)
+            assert [type(event) for event in await told(gone)] == [Finished]
+            lane.gate.set()
+            assert text(await told(running)) == "word word word "
+            assert worker.state().waiting == 2
+            counted.set()
+            assert text(await told(long)) == text(await told(late)) == "word word word "
+            assert lane.submitted == ["why?", "long", "late"]
 
     asyncio.run(run())
 
