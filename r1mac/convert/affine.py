@@ -20,11 +20,14 @@ from r1mac.plan.memory import Quantization
 # Groups that are worked on at once take about this many values: numpy's calls cost little then, and memory too.
 VALUES_AT_ONCE = 2**19
 _BITS = frozenset({2, 3, 4, 5, 6, 8})
+# So many float32 stay in a core's own cache from one operation to the next.
+_VALUES_IN_CACHE = 2**16
 # The smallest step between two values that MLX allows.
 _LEAST_STEP = np.float32(1e-7)
-_WORD_BITS = 32
-# Whole numbers below 2^24 are exact in float32, so this many bits of codes are put together as one of them.
-_EXACT_BITS = 24
+_WORD_BITS, _OCTET_BITS = 32, 8
+# Octets that are worked on as one number, and the lowest bit of each.
+_OCTETS = 8
+_LOWEST_OF_EACH = np.uint64(0x0101010101010101)
 # Rows of the transpose made at once: they stay in a core's own cache.
 _ROWS_AT_ONCE = 256
 
@@ -86,25 +89,54 @@ def quantize_groups(groups: Array, widths: Sequence[Quantization], into: Sequenc
     with np.errstate(all="ignore"):
         values = _columns(groups)
         least, most = values.min(axis=0), values.max(axis=0)
-        steps = np.empty_like(values)
-        for width, made in zip(widths, into, strict=True):
-            largest = np.float32(2**width.bits - 1)
-            scale, bias = _grid(least, most, largest)
-            np.subtract(values, bias, out=steps)
-            np.divide(steps, scale, out=steps)
-            np.clip(steps, np.float32(0), largest, out=steps)
-            np.rint(steps, out=steps)
-            made.codes[:] = _packed(steps, width.bits).T
-            made.scales[:] = _narrowed(scale, made.scales.dtype)
-            made.biases[:] = _narrowed(bias, made.biases.dtype)
+        edge = np.where(np.abs(least) > np.abs(most), least, most)
+        grids = [_grid(least, most, edge, np.float32(2**width.bits - 1)) for width in widths]
+        # The values of groups whose zero is not their end are kept: they are few, and not the same at all widths.
+        odd = [np.flatnonzero(bias != edge) for _, bias in grids]
+        kept = [values[:, columns] for columns in odd]
+        np.subtract(values, edge, out=values)
+        for width, grid, columns, plain, made in zip(widths, grids, odd, kept, into, strict=True):
+            octets = _octets(values, grid, columns, plain, width.bits)
+            made.codes[:] = _packed(octets, width.bits, len(groups)).T
+            for array, part in zip(made[1:], grid, strict=True):
+                array[:] = _narrowed(part, array.dtype)
 
 
-def _grid(least: Array, most: Array, largest: np.float32) -> tuple[Array, Array]:
+def _octets(above: Array, grid: tuple[Array, Array], odd: Array, plain: Array, bits: int) -> Array:
+    """Return the codes as uint8 ``[group_size, groups]``, some groups that mean nothing added.
+
+    Args:
+        above: the values less the end that is on a step, ``[group_size, groups]``.
+        grid: steps and zeros.
+        odd: numbers of the groups whose zero is not that end.
+        plain: their values as they are.
+        bits: of a code.
+    """
+    (scale, bias), (size, count) = grid, above.shape
+    octets = np.empty((size, -(-count // _OCTETS) * _OCTETS), np.uint8)
+    rows = max(_VALUES_IN_CACHE // count, 1)
+    buffer = np.empty((rows, count), np.float32)
+    for start in range(0, size, rows):
+        part = above[start : start + rows]
+        steps = buffer[: len(part)]
+        np.divide(part, scale, out=steps)
+        if odd.size:
+            steps[:, odd] = (plain[start : start + rows] - bias[odd]) / scale[odd]
+        np.rint(steps, out=steps)
+        if bits == _OCTET_BITS:
+            np.minimum(steps, np.float32(2**bits - 1), out=steps)
+        np.copyto(octets[start : start + rows, :count], steps, casting="unsafe")
+    if bits < _OCTET_BITS:
+        # Steps are rounded so that zero is one of them, and a code may be one too large by it.
+        together = octets.view(np.uint64)
+        together -= (together >> np.uint64(bits)) & _LOWEST_OF_EACH
+    return octets
+
+
+def _grid(least: Array, most: Array, edge: Array, largest: np.float32) -> tuple[Array, Array]:
     """Return the step and the zero of each group: one end of its values, and zero, fall on steps."""
-    from_least = np.abs(least) > np.abs(most)
     step = np.maximum((most - least) / largest, _LEAST_STEP)
-    step = np.where(from_least, step, -step)
-    edge = np.where(from_least, least, most)
+    step = np.where(edge == most, -step, step)
     count = np.rint(edge / step)
     reached = count != 0
     np.divide(edge, count, out=step, where=reached)
@@ -113,24 +145,36 @@ def _grid(least: Array, most: Array, largest: np.float32) -> tuple[Array, Array]
 
 def _columns(groups: Array) -> Array:
     """Return ``[group_size, groups]`` as float32."""
-    columns = np.empty(groups.shape[::-1], groups.dtype)
-    for start in range(0, len(groups), _ROWS_AT_ONCE):
-        columns[:, start : start + _ROWS_AT_ONCE] = groups[start : start + _ROWS_AT_ONCE].T
-    if columns.dtype == np.uint16:  # bfloat16 is the upper half of a float32
-        return np.left_shift(columns, 16, dtype=np.uint32).view(np.float32)
-    return columns.astype(np.float32, copy=False)
+    if groups.dtype == np.uint16:
+        # bfloat16 is the upper half of a float32. Turned two at a time, the first one is the lower half of both.
+        both = _turned(groups.view(np.uint32))
+        halves = np.empty((2 * len(both), both.shape[1]), np.uint32)
+        np.left_shift(both, 16, out=halves[0::2])
+        np.bitwise_and(both, 0xFFFF0000, out=halves[1::2])
+        return halves.view(np.float32)
+    return _turned(groups).astype(np.float32, copy=False)
 
 
-def _packed(codes: Array, bits: int) -> Array:
-    """Return ``[words, groups]`` uint32 of the whole numbers *codes* ``[group_size, groups]``."""
-    together = 2 ** ((_EXACT_BITS // bits).bit_length() - 1)
-    base = np.float32(2**bits)
-    joined = codes[together - 1 :: together] * base
-    for place in range(together - 2, -1, -1):
-        joined += codes[place::together]
-        if place:
-            joined *= base
-    return _words(joined.astype(np.int32).view(np.uint32), together * bits)
+def _turned(rows: Array) -> Array:
+    columns = np.empty(rows.shape[::-1], rows.dtype)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        columns[:, start : start + _ROWS_AT_ONCE] = rows[start : start + _ROWS_AT_ONCE].T
+    return columns
+
+
+def _packed(octets: Array, bits: int, count: int) -> Array:
+    """Return ``[words, count]`` uint32 of the codes of the first *count* groups, as :func:`_octets` gives them."""
+    per_octet = _OCTET_BITS // bits
+    together = octets.view(np.uint64)
+    joined = together[0::per_octet]
+    for place in range(1, per_octet):
+        joined = joined | (together[place::per_octet] << np.uint64(place * bits))
+    filled = joined.view(np.uint8)[:, :count]
+    words = filled[3::4].astype(np.uint32)
+    for place in (2, 1, 0):
+        words <<= np.uint32(per_octet * bits)
+        words |= filled[place::4]
+    return words if per_octet * bits == _OCTET_BITS else _words(words, 4 * per_octet * bits)
 
 
 def _words(pieces: Array, bits: int) -> Array:

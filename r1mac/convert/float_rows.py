@@ -5,7 +5,6 @@ Codes are multiplied with their scales as kernels do it: in float32, with no rou
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 from r1mac.convert.blocks import Array, as_numpy
 from r1mac.convert.device import on_cpu
 from r1mac.convert.fp8 import FP8Tensor, powers_of_two
+from r1mac.convert.grouped_rows import GroupedRows, decoded_fp8, unpacked
 from r1mac.convert.mlx_quantized import MLXQuantizedTensor
 from r1mac.convert.names import expert_name
 from r1mac.convert.safetensors_source import SafetensorsSource
@@ -85,7 +85,7 @@ class FloatRows:
         stored, before = self._stored(name)
         if stored is not None:
             return (
-                mx.array(_in_numpy(stored, before + start, before + stop))
+                mx.array(_values(_in_numpy(stored, before + start, before + stop)))
                 if on_cpu()
                 else _in_mlx(stored, before + start, before + stop)
             )
@@ -94,15 +94,19 @@ class FloatRows:
             return whole[0][start:stop].astype(mx.float32)
         return self._source.rows(name, start, stop).astype(mx.float32)
 
-    def numpy_rows(self, name: str, start: int, stop: int) -> Array:
-        """Return what ``rows`` does as numpy has it."""
+    def times(self, name: str, x: Array, start: int, stop: int) -> Array:
+        """Return the product of *x* ``[tokens, columns]`` with rows *start* to *stop* of a matrix, ``[tokens, rows]``.
+
+        numpy multiplies.
+        """
         stored, before = self._stored(name)
         if stored is None:
-            return as_numpy(self.rows(name, start, stop))
-        return _in_numpy(stored, before + start, before + stop)
+            return x @ as_numpy(self.rows(name, start, stop)).T
+        rows = _in_numpy(stored, before + start, before + stop)
+        return rows.times(x) if isinstance(rows, GroupedRows) else x @ rows.T
 
     def needs_mlx(self, name: str) -> bool:
-        """Tell whether MLX takes part in ``numpy_rows``, so that it is for the thread that opened the source."""
+        """Tell whether MLX takes part in ``times``, so that it is for the thread that opened the source."""
         return self._stored(name)[0] is None
 
     def write_companions(self, into: Path) -> None:
@@ -158,21 +162,25 @@ def _in_mlx(stored: StoredTensor, start: int, stop: int) -> mx.array:
     return stored.rows(start, stop).astype(mx.float32)
 
 
-def _in_numpy(stored: StoredTensor, start: int, stop: int) -> Array:
+def _in_numpy(stored: StoredTensor, start: int, stop: int) -> Array | GroupedRows:
     match stored:
         case MLXQuantizedTensor(biases=biases) if biases is not None:
-            values = unpacked(stored.codes.numpy_rows(start, stop), stored.bits)
+            codes = unpacked(stored.codes.numpy_rows(start, stop), stored.bits)
             scales, lowest = (_widened(part, start, stop) for part in (stored.scales, biases))
-            groups = values.reshape(*scales.shape, stored.group_size)
-            groups *= scales[..., None]
-            groups += lowest[..., None]
-            return values
+            return GroupedRows(codes.reshape(*scales.shape, stored.group_size), scales, lowest)
         case FP8Tensor():
-            values = _fp8_decoded(np.ascontiguousarray(stored.codes.numpy_rows(start, stop)))
+            values = decoded_fp8(np.ascontiguousarray(stored.codes.numpy_rows(start, stop)))
+            if stored.shape[1] % stored.block[1] == 0:
+                scales = _fp8_row_scales(stored, start, stop)
+                return GroupedRows(values.reshape(*scales.shape, stored.block[1]), scales, None)
             values *= _fp8_scales(stored, start, stop)
             return values
     assert isinstance(stored, RawTensor)
     return _widened(stored, start, stop)
+
+
+def _values(rows: Array | GroupedRows) -> Array:
+    return rows.values() if isinstance(rows, GroupedRows) else rows
 
 
 def _widened(tensor: RawTensor, start: int, stop: int) -> Array:
@@ -182,74 +190,16 @@ def _widened(tensor: RawTensor, start: int, stop: int) -> Array:
     return values.astype(np.float32, copy=False)
 
 
-def _fp8_scales(stored: FP8Tensor, start: int, stop: int) -> Array:
-    """Return the scale of each value of rows *start* to *stop*."""
+def _fp8_row_scales(stored: FP8Tensor, start: int, stop: int) -> Array:
+    """Return the scale of each block of columns for rows *start* to *stop*, ``[rows, blocks]``."""
     first, last = start // stored.block[0], -(-stop // stored.block[0])
     scales = stored.scales.numpy_rows(first, last)
     scales = scales if stored.scales.dtype == "F32" else powers_of_two(scales)
     rows: Array = scales.repeat(stored.block[0], axis=0)[start - first * stored.block[0] :][: stop - start]
-    spread: Array = rows.repeat(stored.block[1], axis=1)[:, : stored.shape[1]]
+    return rows
+
+
+def _fp8_scales(stored: FP8Tensor, start: int, stop: int) -> Array:
+    """Return the scale of each value of rows *start* to *stop*."""
+    spread: Array = _fp8_row_scales(stored, start, stop).repeat(stored.block[1], axis=1)[:, : stored.shape[1]]
     return spread
-
-
-def _fp8_decoded(codes: Array) -> Array:
-    if codes.size % 2:
-        return np.take(_fp8_values(), codes)
-    pairs: Array = np.take(_fp8_pairs(), codes.reshape(-1).view(np.uint16))
-    return pairs.view(np.float32).reshape(codes.shape)
-
-
-@cache
-def _fp8_pairs() -> Array:
-    """Return the values of each of the 65,536 pairs of codes, as one complex number."""
-    both: Array = np.take(_fp8_values(), np.arange(2**16, dtype=np.uint16).view(np.uint8)).view(np.complex64)
-    return both
-
-
-@cache
-def _fp8_values() -> Array:
-    """Return the value of each of the 256 codes of float8_e4m3fn."""
-    codes = np.arange(256)
-    exponents, fractions = (codes >> 3) & 15, codes & 7
-    values = np.where(exponents == 0, fractions * 2.0**-9, (1 + fractions / 8) * 2.0 ** (exponents - 7.0))
-    values[(codes & 127) == 127] = np.nan  # noqa: PLR2004
-    signed: Array = np.where(codes < 128, values, -values).astype(np.float32)  # noqa: PLR2004
-    return signed
-
-
-def unpacked(words: Array, bits: int) -> Array:
-    """Return the codes in *words* (uint32 ``[..., words]``) as float32 ``[..., columns]``.
-
-    Codes are a stream of bits, the lowest first. Some are looked up at a time, as many as a byte or 12 bits hold,
-    which takes a fraction of the time of ``mx.dequantize`` on a CPU.
-    """
-    octets = np.ascontiguousarray(words).view(np.uint8)
-    columns = octets.shape[-1] * 8 // bits
-    match bits:
-        case 8:
-            return octets.astype(np.float32)
-        case 2 | 4:
-            keys, width = octets, 8
-        case 3 | 6:
-            thirds = octets.reshape(*octets.shape[:-1], -1, 3).astype(np.uint16)
-            low, middle, high = thirds[..., 0], thirds[..., 1], thirds[..., 2]
-            keys, width = np.stack([low | (middle & 15) << 8, middle >> 4 | high << 4], axis=-1), 12
-        case _:
-            fifths = octets.reshape(*octets.shape[:-1], -1, 5).astype(np.uint64)
-            whole = sum((fifths[..., index] << np.uint64(8 * index) for index in range(5)), np.zeros((), np.uint64))
-            tens = [(whole >> np.uint64(10 * index)) & np.uint64(1023) for index in range(4)]
-            keys, width = np.stack(tens, axis=-1).astype(np.uint16), 10
-    found: Array = np.take(_codes_of(bits, width), keys.reshape(-1), axis=0)
-    return found.view(np.float32).reshape(*words.shape[:-1], columns)
-
-
-@cache
-def _codes_of(bits: int, width: int) -> Array:
-    """Return the codes in every number of *width* bits, as one value of the size that they have together."""
-    numbers = np.arange(2**width, dtype=np.uint32)
-    codes = [(numbers >> shift) & (2**bits - 1) for shift in range(0, width, bits)]
-    table: Array = np.stack(codes, axis=-1).astype(np.float32)
-    # numpy fetches one complex number much faster than two or four others.
-    together: Any = np.complex64 if len(codes) == 2 else np.complex128  # noqa: PLR2004
-    whole: Array = table.view(together).reshape(-1)
-    return whole

@@ -47,8 +47,8 @@ class Products:
 
     def __init__(self, rows: FloatRows, *, block_bytes: int) -> None:
         self._rows, self._block_bytes = rows, block_bytes
-        threads = min(os.cpu_count() or 1, _MOST_THREADS)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="multiply") if on_cpu() else None
+        self._threads = min(os.cpu_count() or 1, _MOST_THREADS)
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="multiply") if on_cpu() else None
 
     def times(self, name: str, x: mx.array) -> mx.array:
         """Return ``x @ W.T`` ``[tokens, rows]`` for *x* ``[tokens, columns]``."""
@@ -58,21 +58,20 @@ class Products:
 
         def fill(span: tuple[int, int]) -> None:
             with quietly():
-                made[:, slice(*span)] = given @ self._rows.numpy_rows(name, *span).T
+                made[:, slice(*span)] = self._rows.times(name, given, *span)
 
-        self.each([name], fill, list(self._spans(name)))
+        self.each([name], fill, list(self._spans(name, at_least=self._threads)))
         return mx.array(made)
 
     def times_some(self, name: str, x: mx.array, start: int, stop: int) -> Array:
         """Return ``x @ W.T`` for the rows *start* to *stop* of a matrix alone, as numpy has it."""
         if self._pool is None:
             return as_numpy(x @ self._rows.rows(name, start, stop).T)
-        made: Array = as_numpy(x) @ self._rows.numpy_rows(name, start, stop).T
-        return made
+        return self._rows.times(name, as_numpy(x), start, stop)
 
     def times_alone(self, name: str, x: Array) -> Array:
         """Return what ``times`` does, as numpy has it, within one thread of ``each``."""
-        parts = [x @ self._rows.numpy_rows(name, *span).T for span in self._spans(name)]
+        parts = [self._rows.times(name, x, *span) for span in self._spans(name)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
     def each(self, names: Iterable[str], task: Callable[[_Item], _Result], items: Sequence[_Item]) -> Sequence[_Result]:
@@ -87,11 +86,12 @@ class Products:
             return [task(item) for item in items]
         return list(self._pool.map(task, items))
 
-    def _spans(self, name: str) -> Iterator[tuple[int, int]]:
-        """Yield the first and last row of each block."""
+    def _spans(self, name: str, *, at_least: int = 1) -> Iterator[tuple[int, int]]:
+        """Yield the first and last row of each block, of *at_least* so many blocks where a source has such."""
         rows, columns = self._rows.shapes()[name]
         step = self._rows.row_step(name)
-        count = max(self._block_bytes // (_VALUE_BYTES * max(columns, 1)) // step, 1) * step
+        most = min(self._block_bytes // (_VALUE_BYTES * max(columns, 1)), -(-rows // at_least))
+        count = max(most // step, 1) * step
         for start in range(0, rows, count):
             yield start, min(start + count, rows)
 

@@ -11,7 +11,7 @@ from r1mac.convert.journal import PARTIAL_SUFFIX, FileDigest
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.safetensors import TensorEntry, TensorLayout, lay_out, read_header
 
-_CHUNK_BYTES = 4 * 2**20
+_CHUNK_BYTES = 2**18
 # What is written is brought to the disk this often, so that the end of a file need not wait for all of it.
 _SYNC_BYTES = 128 * 2**20
 

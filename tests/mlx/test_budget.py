@@ -4,7 +4,7 @@ import json
 from collections.abc import Generator
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -19,9 +19,20 @@ from r1mac.machine.fake import M2_ULTRA_192, FakeMachine
 from r1mac.plan.memory import Quantization
 from r1mac.prepare.budget import Budget, Chosen, choose_recipe_within
 from r1mac.prepare.calibrating import Quality
-from tests.checkpoints import CONFIGS, write_checkpoint
+from tests.checkpoints import CONFIGS, DEEPSEEK_V3, write_checkpoint
 
+# Weighing fits each matrix at several widths: one layer with experts, and few of them.
+SMALL = {"num_hidden_layers": 2, "n_routed_experts": 4, "hidden_size": 128, "intermediate_size": 256}
+KINDS = {**CONFIGS, "deepseek_v3": {**DEEPSEEK_V3, **SMALL}}
 TEXT = "The quick brown fox jumps over the lazy dog. 17 * 3 = 51.\n" * 15
+
+
+class First(NamedTuple):
+    """A model, and what choosing a recipe for it said when nothing was known of it."""
+
+    source: Path
+    events: list[Any]
+    chosen: Chosen
 
 
 def _ended(running: Generator[Any, None, Any]) -> tuple[list[Any], Any]:
@@ -33,14 +44,18 @@ def _ended(running: Generator[Any, None, Any]) -> tuple[list[Any], Any]:
             return events, stop.value
 
 
-@pytest.fixture(name="source", params=["llama", "qwen2", "deepseek_v3"])
-def _source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "source", CONFIGS[request.param])
+@pytest.fixture(name="first", scope="module", params=["llama", "qwen2", "deepseek_v3"])
+def _first(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> First:
+    """Return a source, and what choosing within a first budget, which weighs all widths, said of it."""
+    source = write_checkpoint(tmp_path_factory.mktemp("budget") / "source", KINDS[request.param])
+    events, (chosen, _, _) = _choose(source, Budget(bits_per_weight=3.4))
+    return First(source, events, chosen)
 
 
 def _choose(source: Path, budget: Budget) -> tuple[list[Any], tuple[Chosen, Path, Path]]:
     text = source.parent / "mine.txt"
-    text.write_text(TEXT, encoding="utf-8")
+    if not text.exists():
+        text.write_text(TEXT, encoding="utf-8")
     quality = Quality(text_file=text)
     return _ended(choose_recipe_within(source, source.parent / "out", budget, quality, FakeMachine(M2_ULTRA_192)))
 
@@ -52,35 +67,32 @@ def _written_bytes(folder: Path) -> int:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
-def test_the_result_has_the_bytes_that_were_said_and_the_widths_that_were_written(source: Path) -> None:
-    opened = open_source(source)
+def test_the_result_has_the_bytes_that_were_said_and_the_widths_that_were_written(first: First, tmp_path: Path) -> None:
+    opened = open_source(first.source)
     count = sum(map(prod, opened.shapes().values()))
 
-    _, (chosen, statistics, file) = _choose(source, Budget(bits_per_weight=3.6))
-    folder = source.parent / "out"
-    folder.mkdir()
-    for _ in convert(opened, load_recipe(file), folder, statistics=statistics):
+    _, (chosen, statistics, file) = _choose(first.source, Budget(bits_per_weight=3.6))
+    for _ in convert(opened, load_recipe(file), tmp_path, statistics=statistics):
         pass
 
-    assert _written_bytes(folder) == chosen.size_bytes <= 3.6 * count / 8
+    assert _written_bytes(tmp_path) == chosen.size_bytes <= 3.6 * count / 8
     # What is left would not pay for the next group of any matrix: the budget is used up.
     assert chosen.size_bytes > 3.5 * count / 8
 
 
-def test_what_was_measured_serves_the_next_budget(source: Path) -> None:
-    events, (first, _, _) = _choose(source, Budget(bits_per_weight=3.4))
-    assert any(event.task == "weigh" for event in events)
+def test_what_was_measured_serves_the_next_budget(first: First) -> None:
+    assert any(event.task == "weigh" for event in first.events)
 
-    events, (second, _, _) = _choose(source, Budget(bits_per_weight=3.8))
+    events, (second, _, _) = _choose(first.source, Budget(bits_per_weight=3.8))
 
     assert not any(event.task in {"weigh", "calibrate"} for event in events)
-    assert second.expected_kl_nats < first.expected_kl_nats
-    assert second.size_bytes > first.size_bytes
+    assert second.expected_kl_nats < first.chosen.expected_kl_nats
+    assert second.size_bytes > first.chosen.size_bytes
 
 
-def test_more_is_not_lost_than_with_one_width_of_the_same_bytes(source: Path) -> None:
-    uniform = plan_layout(open_source(source), plain(bits=3))
-    _, (chosen, statistics, _) = _choose(source, Budget(size_bytes=uniform.output_bytes))
+def test_more_is_not_lost_than_with_one_width_of_the_same_bytes(first: First) -> None:
+    uniform = plan_layout(open_source(first.source), plain(bits=3))
+    _, (chosen, statistics, _) = _choose(first.source, Budget(size_bytes=uniform.output_bytes))
 
     known = from_data(json.loads((statistics / "sensitivity-3bit.json").read_text())["sensitivity"])
     assert chosen.size_bytes <= uniform.output_bytes

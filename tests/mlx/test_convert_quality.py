@@ -1,8 +1,10 @@
 """Conversions that fit to calibration statistics: plain MLX models, nearer to the original, resumable like others."""
 
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -22,6 +24,29 @@ NUMBERS = np.random.default_rng(5)
 # Half of the vocabulary: inputs that go together, as those of a language do.
 CALIBRATION = NUMBERS.integers(0, 160, (6, 64)).tolist()
 HELD_OUT = NUMBERS.integers(0, 160, (3, 64)).tolist()
+# Fitting takes a second for half a million weights: one layer with experts, and few of them.
+SMALL = {"num_hidden_layers": 2, "n_routed_experts": 4, "hidden_size": 128, "intermediate_size": 256}
+KINDS = {**CONFIGS, "deepseek_v3": {**DEEPSEEK_V3, **SMALL}}
+
+
+class Measured(NamedTuple):
+    """A model and the statistics of what its matrices are given."""
+
+    source: Path
+    statistics: Path
+
+
+@pytest.fixture(name="measured", scope="module")
+def _measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Measured]:
+    """Return a function that gives the model of a kind; each is measured once for all tests, which only read it."""
+    folder = tmp_path_factory.mktemp("measured")
+
+    @cache
+    def measured(kind: str) -> Measured:
+        source = write_checkpoint(folder / kind, KINDS[kind])
+        return Measured(source, _calibrated(source, folder / f"{kind}-statistics"))
+
+    return measured
 
 
 def _calibrated(source: Path, folder: Path, sequences: list[list[int]] = CALIBRATION) -> Path:
@@ -42,10 +67,11 @@ def _model(folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "deepseek_v3"])
-def test_the_result_loads_in_mlx_lm_has_the_same_size_and_is_nearer_to_the_original(kind: str, tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", CONFIGS[kind])
-    statistics = _calibrated(source, tmp_path / "statistics")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_result_loads_in_mlx_lm_has_the_same_size_and_is_nearer_to_the_original(
+    kind: str, measured: Callable[[str], Measured], tmp_path: Path
+) -> None:
+    source, statistics = measured(kind)
     _converted(source, tmp_path / "rounded", None)
     _converted(source, tmp_path / "fitted", statistics)
 
@@ -63,7 +89,7 @@ def test_the_result_loads_in_mlx_lm_has_the_same_size_and_is_nearer_to_the_origi
 
 
 def test_a_conversion_that_was_stopped_gives_the_same_bytes(tmp_path: Path) -> None:
-    source = write_fp8_checkpoint(tmp_path / "source", DEEPSEEK_V3)
+    source = write_fp8_checkpoint(tmp_path / "source", KINDS["deepseek_v3"])
     statistics = _calibrated(source, tmp_path / "statistics")
     small_files = {"max_shard_bytes": 150_000}
     _converted(source, tmp_path / "whole", statistics, **small_files)
@@ -88,9 +114,10 @@ def test_a_conversion_that_was_stopped_gives_the_same_bytes(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("other", ["rounding", "another text"])
-def test_what_was_made_otherwise_is_not_gone_on_with(other: str, tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", LLAMA)
-    statistics = _calibrated(source, tmp_path / "statistics")
+def test_what_was_made_otherwise_is_not_gone_on_with(
+    other: str, measured: Callable[[str], Measured], tmp_path: Path
+) -> None:
+    source, statistics = measured("llama")
     into = tmp_path / "out"
     _converted(source, into, None if other == "rounding" else _calibrated(source, tmp_path / "second", HELD_OUT))
 
@@ -101,11 +128,10 @@ def test_what_was_made_otherwise_is_not_gone_on_with(other: str, tmp_path: Path)
     assert "the calibration" in started.reasons[0]
 
 
-def test_blocks_of_rows_of_any_size_give_the_same_codes(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", LLAMA)
-    statistics = _calibrated(source, tmp_path / "statistics")
+def test_blocks_of_rows_of_any_size_give_the_same_codes(measured: Callable[[str], Measured], tmp_path: Path) -> None:
+    source, statistics = measured("llama")
     _converted(source, tmp_path / "large", statistics)
-    _converted(source, tmp_path / "small", statistics, block_bytes=20_000)
+    _converted(source, tmp_path / "small", statistics, block_bytes=60_000)
 
     large, small = (mx.load(str(tmp_path / name / "model.safetensors")) for name in ("large", "small"))
 
@@ -116,13 +142,14 @@ def test_blocks_of_rows_of_any_size_give_the_same_codes(tmp_path: Path) -> None:
         assert mx.mean(large[name] != small[name]).item() < 0.1
 
 
-def test_experts_of_one_layer_are_fitted_to_their_own_tokens(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", DEEPSEEK_V3)
-    statistics = _calibrated(source, tmp_path / "statistics")
+def test_experts_of_one_layer_are_fitted_to_their_own_tokens(
+    measured: Callable[[str], Measured], tmp_path: Path
+) -> None:
+    source, statistics = measured("deepseek_v3")
     _converted(source, tmp_path / "rounded", None, bits=2)
     _converted(source, tmp_path / "fitted", statistics, bits=2)
     path = "model.layers.1.mlp.switch_mlp.down_proj"
-    experts = [f"model.layers.1.mlp.experts.{number}.down_proj.weight" for number in range(8)]
+    experts = [f"model.layers.1.mlp.experts.{number}.down_proj.weight" for number in range(4)]
     original = {name: values for file in source.glob("*.safetensors") for name, values in mx.load(str(file)).items()}
     weight = mx.stack([original[name].astype(mx.float32) for name in experts])
     moments = mx.load(str(statistics / "block-00001.safetensors"))[f"{path}.moments"]

@@ -43,6 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "yarn": {**QWEN2, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
     "deepseek's yarn": {**DEEPSEEK_V3, "rope_scaling": DEEPSEEK_YARN},
     "biases": {**LLAMA, "attention_bias": True, "mlp_bias": True},
+    "blocks in part": {**LLAMA, "intermediate_size": 192},
     "whole queries": {**DEEPSEEK_V3, "q_lora_rank": None},
 }
 
@@ -94,12 +95,14 @@ def test_blocks_of_few_rows_change_nothing(tmp_path: Path) -> None:
     assert mx.allclose(_logits(source, block_bytes=4096), _logits(source), atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "bits"), [("llama", 16), ("deepseek_v3", 16), ("deepseek_v3", 3)])
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("llama", 16), ("blocks in part", 16), ("deepseek_v3", 16), ("deepseek_v3", 3)]
+)
 def test_what_a_gpu_would_compute_is_the_same(
     kind: str, bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There MLX multiplies, and here numpy does."""
-    source = write_fp8_checkpoint(tmp_path / "source", CONFIGS[kind])
+    source = write_fp8_checkpoint(tmp_path / "source", KINDS[kind])
     made = source if bits == 16 else _converted(source, tmp_path / "made", bits)
     wanted = _logits(made)
     for module in (float_rows, products, passage_experts):
