@@ -30,19 +30,20 @@ class ModelSpec:
         key: its own name, which is also its folder's in the store.
         title: the name that its makers gave it.
         aliases: what a person may type; the first is the one that r1mac shows.
-        source_repo: Hub repository of the original weights.
+        source_repo: Hub repository of the original weights; None where r1mac itself has them.
         source_bytes: what the tensors there weigh.
         source_format: ``bf16`` or ``fp8``.
         licence: names every licence that binds the user.
         mlx_repos: ready MLX repositories by bits, group size 64.
         typical_answer_tokens: what it writes for a hard question, thought and answer together.
         packaged: the same model inside a Python package, if there is one.
+        shipped: the folder inside r1mac's own package that has the original weights, if there is one.
     """
 
     key: str
     title: str
     aliases: tuple[str, ...]
-    source_repo: str
+    source_repo: str | None
     source_bytes: int
     source_format: str
     licence: str
@@ -53,6 +54,12 @@ class ModelSpec:
     typical_answer_tokens: int = TYPICAL_ANSWER_TOKENS
     mlx_repos: Mapping[int, str] = field(default_factory=dict)
     packaged: PackagedFile | None = None
+    shipped: str | None = None
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it is one of the R1 family, and not there to try r1mac with."""
+        return self.packaged is None and self.shipped is None
 
     @property
     def alias(self) -> str:
@@ -62,7 +69,7 @@ class ModelSpec:
 
 @cache
 def all_models() -> tuple[ModelSpec, ...]:
-    """Return every model of the catalog, smallest first, the demonstration model last.
+    """Return every model of the catalog, smallest first, those to try r1mac with last.
 
     Raises:
         ValueError: models.toml has a wrong entry; the text names it.
@@ -104,7 +111,7 @@ def find(name: str) -> ModelSpec | None:
 def find_by_repo(repo: str) -> tuple[ModelSpec, int | None] | None:
     """Return the model whose source or ready MLX repository *repo* is, and the latter's bits."""
     for model in all_models():
-        if repo.lower() == model.source_repo.lower():
+        if model.source_repo is not None and repo.lower() == model.source_repo.lower():
             return model, None
         for bits, mlx_repo in model.mlx_repos.items():
             if repo.lower() == mlx_repo.lower():
@@ -123,9 +130,9 @@ def nearest_names(name: str) -> list[str]:
     return list(dict.fromkeys([*same_size, *close]))[:3]
 
 
-_REQUIRED = {"title", "aliases", "source", "source_bytes", "source_format", "licence", "default_max_tokens", "config"}
+_REQUIRED = {"title", "aliases", "source_bytes", "source_format", "licence", "default_max_tokens", "config"}
 _OPTIONAL = {"default_bits", "default_group_size", "typical_answer_tokens", "mlx"}
-_OPTIONAL |= {"package", "package_version", "package_file"}
+_OPTIONAL |= {"source", "shipped", "package", "package_version", "package_file"}
 
 
 def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
@@ -135,6 +142,8 @@ def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
         raise ValueError(f"model {key} lacks {', '.join(sorted(missing))}")
     if unknown := table.keys() - _REQUIRED - _OPTIONAL:
         raise ValueError(f"model {key} has unknown fields {', '.join(sorted(unknown))}")
+    if ("source" in table) == ("shipped" in table):
+        raise ValueError(f"model {key} needs either source or shipped")
     if "package" in table and (missing := {"package_version", "package_file"} - table.keys()):
         raise ValueError(f"model {key} has a package and lacks {', '.join(sorted(missing))}")
     if not isinstance(table["aliases"], list):
@@ -148,7 +157,7 @@ def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
         key=key,
         title=table["title"],
         aliases=tuple(table["aliases"]),
-        source_repo=table["source"],
+        source_repo=table.get("source"),
         source_bytes=table["source_bytes"],
         source_format=table["source_format"],
         licence=table["licence"],
@@ -159,6 +168,7 @@ def _parse_model(key: str, table: Mapping[str, Any]) -> ModelSpec:
         typical_answer_tokens=table.get("typical_answer_tokens", TYPICAL_ANSWER_TOKENS),
         mlx_repos=mlx_repos,
         packaged=_parse_packaged(table),
+        shipped=table.get("shipped"),
     )
 
 

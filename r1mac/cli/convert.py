@@ -118,7 +118,7 @@ def command(
     from r1mac.prepare.weights import find_weights
 
     weights = find_weights(source)
-    if output is None and weights.path is not None and not dry_run:
+    if output is None and weights.are_the_users_own and not dry_run:
         raise click.UsageError("name the folder to make with -o FOLDER")
     if output is None and adapters and not dry_run:
         raise click.UsageError("name the folder to make with -o FOLDER: with an adapter it is a model of your own")
@@ -171,7 +171,7 @@ def _outputs(
         for width in widths
     ]
     names = [width or str(made.nominal_bits or made.name) for width, made in zip(widths, recipes, strict=True)]
-    if output is not None or weights.path is not None:
+    if output is not None or weights.are_the_users_own:
         return [Output(*pair) for pair in zip(recipes, outputs_of(output or Path("out"), names), strict=True)]
     store = settings_module.load().models_dir
     labels = [f"{name}bit" if name.isdecimal() else name for name in names]

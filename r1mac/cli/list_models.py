@@ -52,7 +52,7 @@ def command(as_json: bool) -> None:
             ],
         )
     else:
-        console.note(f"there are no models in {store.root} yet; `r1mac run demo` makes a small one")
+        console.note(f"there are no models in {store.root} yet; `r1mac run tiny` makes one at once")
     for leftover in store.leftovers():
         if leftover.kind == "partial":
             console.note(f"{leftover.name}: unfinished, {format_size(leftover.size_bytes)}")

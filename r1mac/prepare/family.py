@@ -23,7 +23,7 @@ def judge_family(hardware: HardwareProfile, settings: Settings, *, mac: str | No
     """
     seen: set[ArchSpec] = set()
     for spec in all_models():
-        if spec.arch in seen or spec.packaged is not None:  # the demonstration model is no member
+        if spec.arch in seen or not spec.is_member:
             continue
         seen.add(spec.arch)
         target = Target(title=spec.title, spec=spec, bits=spec.default_bits)

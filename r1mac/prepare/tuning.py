@@ -63,7 +63,7 @@ def kept_settings(wish: Wish, tuning: Tuning) -> dict[str, int]:
 
 def largest_model(hardware: HardwareProfile, *, reserve_bytes: int | None = None) -> tuple[ModelSpec, Tuning] | None:
     """Return the largest model of the family, at its usual width, that this Mac could run, and its tuning."""
-    members = (spec for spec in all_models() if spec.packaged is None)
+    members = (spec for spec in all_models() if spec.is_member)
     for spec in sorted(members, key=lambda spec: -spec.source_bytes):
         stored_bytes = recipe_bytes(spec.arch, recipe_at(spec, spec.default_bits))
         tuning = choose(spec.arch, hardware, stored_bytes=stored_bytes, reserve_bytes=reserve_bytes)

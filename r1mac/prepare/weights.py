@@ -10,7 +10,7 @@ from r1mac.catalog.models import ModelSpec, all_models, find, find_by_repo, near
 from r1mac.errors import BadCheckpoint, UnknownModel
 from r1mac.machine.base import Machine
 from r1mac.prepare.conversion import Manner, Output, Provenance, check_output, convert_to_folders
-from r1mac.prepare.files import PrepareEvent, packaged_file
+from r1mac.prepare.files import PrepareEvent, installed_name, installed_weights
 from r1mac.prepare.remote_source import Origin, from_hub
 from r1mac.prepare.target import looks_like_repo
 from r1mac.settings import Settings
@@ -37,6 +37,11 @@ class Weights:
     def title(self) -> str:
         """The name for a person."""
         return self.spec.title if self.spec else self.repo or (self.path or Path()).name
+
+    @property
+    def are_the_users_own(self) -> bool:
+        """Whether they are a folder or file that the user named, of which the store knows nothing."""
+        return self.path is not None and self.spec is None
 
     def store_name(self, label: str) -> str:
         """Return the folder's name in the store of what they become, such as ``r1-distill-llama-70b-4bit``.
@@ -70,8 +75,8 @@ def find_weights(name: str) -> Weights:
     if is_path or path.suffix in {".gguf", ".safetensors"}:
         raise BadCheckpoint(f"there is nothing at {path}", hint="check the path")
     if spec := find(name):
-        packaged = packaged_file(spec.packaged) if spec.packaged else None
-        return Weights(path=packaged, repo=None if packaged else spec.source_repo, spec=spec)
+        installed = installed_weights(spec)
+        return Weights(path=installed, repo=None if installed else spec.source_repo, spec=spec)
     if looks_like_repo(name):
         found = find_by_repo(name)
         return Weights(repo=name, spec=found[0] if found and found[0].source_repo == name else None)
@@ -120,7 +125,8 @@ def convert_weights(
     if weights.path is not None:
         card = weights.path / "README.md" if weights.path.is_dir() else None
         source = open_source(weights.path, adapters, prediction=prediction)
-        provenance = Provenance(title=weights.title, source=source.description, source_card=card)
+        described = installed_name(weights.spec) if weights.spec else source.description
+        provenance = Provenance(title=weights.title, source=described, source_card=card)
         return (yield from convert_to_folders(source, outputs, provenance, machine, manner, on_wait=on_wait))
 
     def use(origin: Origin) -> Generator[PrepareEvent, None, tuple[Path, ...]]:

@@ -1,12 +1,14 @@
 """The catalog: its entries, its names, and what a wrong entry is told."""
 
 import copy
+import json
 import tomllib
 from typing import Any
 
 import pytest
 
 from r1mac import paths
+from r1mac.catalog.arch import parse_arch
 from r1mac.catalog.models import all_models, find, find_by_repo, nearest_names, parse_models
 from r1mac.plan.memory import Quantization, weight_bytes
 
@@ -20,16 +22,16 @@ def entry(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in table.items() if value is not None}
 
 
-def test_the_catalog_loads_with_its_twelve_models():
-    """models.toml has the eleven members of the family and the demonstration model, which is last."""
-    assert len(MODELS) == 12
-    assert list(MODELS)[-1] == "demo"
+def test_the_catalog_loads_with_its_thirteen_models():
+    """models.toml has the eleven members of the family, and two to try r1mac with, which are last."""
+    assert len(MODELS) == 13
+    assert [key for key, model in MODELS.items() if not model.is_member] == list(MODELS)[-2:] == ["demo", "tiny"]
     assert MODELS.keys() == TABLES.keys()
 
 
 def test_models_stand_by_size():
     """The family is listed smallest first; of two models of 8 billion the newer, which «8b» means, is first."""
-    sizes = [round(model.arch.parameter_count / 1e9) for model in all_models()][:-1]
+    sizes = [round(model.arch.parameter_count / 1e9) for model in all_models() if model.is_member]
 
     assert sizes == sorted(sizes)
 
@@ -136,7 +138,7 @@ def test_no_repository_belongs_to_two_models():
     """Each repository stands in the catalog once."""
     repos = [repo for model in all_models() for repo in (model.source_repo, *model.mlx_repos.values())]
 
-    assert len({repo.lower() for repo in repos}) == len(repos)
+    assert len({repo.lower() for repo in repos if repo}) == len(repos) - repos.count(None)
 
 
 @pytest.mark.parametrize("key", sorted(MODELS.keys() - {"demo"}))
@@ -159,7 +161,7 @@ def test_an_entry_says_what_a_command_needs(key):
 
     assert model.source_format in {"bf16", "fp8"}
     assert model.licence
-    assert model.source_repo.count("/") == 1
+    assert model.shipped or model.source_repo.count("/") == 1
     assert model.default_max_tokens > 0
     assert model.alias == model.aliases[0]
     assert set(model.mlx_repos) <= {2, 3, 4, 6, 8, 16}
@@ -172,9 +174,22 @@ def test_the_demonstration_model_comes_from_a_package():
     assert MODELS["demo"].default_group_size == 32
 
 
+def test_the_tiny_model_ships_with_r1mac_itself():
+    """Its weights are in the package, and its entry has the shape that they have; no repository is asked for them."""
+    tiny = MODELS["tiny"]
+    folder = paths.shipped(tiny.shipped)
+
+    assert {model.key for model in all_models() if model.shipped} == {"tiny"}
+    assert tiny.source_repo is None
+    assert parse_arch(json.loads((folder / "config.json").read_text())) == tiny.arch
+    assert find_by_repo("tiny") is None
+
+
 WRONG = {
     "a field is missing": (entry(licence=None), "licence"),
-    "two fields are missing": (entry(title=None, source=None), "source, title"),
+    "two fields are missing": (entry(title=None, licence=None), "licence, title"),
+    "its weights are nowhere": (entry(source=None), "source or shipped"),
+    "its weights are in two places": (entry(shipped="catalog/x"), "source or shipped"),
     "a field is unknown": (entry(colour="red"), "colour"),
     "the model type is unknown": (entry(config=entry()["config"] | {"model_type": "gpt"}), "gpt"),
     "a shape is missing": (
