@@ -56,6 +56,13 @@ if TYPE_CHECKING:
     metavar="N",
     help="Most tokens of a reply, thought included; a thought that goes on for so long counts as not ended.",
 )
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Draw MODEL and the models in the folder that it is in, divergence over gigabytes, as SVG; with --against, or "
+    "from what was kept.",
+)
 @options.bits
 @options.as_json
 @options.quiet
@@ -69,6 +76,7 @@ def command(
     problems: Path | None,
     seeds: int,
     most_tokens: int,
+    plot: Path | None,
     bits: int | None,
     as_json: bool,
     quiet: bool,
@@ -80,7 +88,7 @@ def command(
     memory. If MODEL does, problems are put to it at fixed seeds: are the answers right, do thoughts end, do they go
     in circles? What is found is kept beside MODEL in quality.json, and `r1mac show` shows it.
     """
-    if no_text and no_thoughts:
+    if no_text and no_thoughts and plot is None:
         raise click.UsageError("--no-text and --no-thoughts leave nothing to measure.")
     if no_text and (against or text_file):
         raise click.UsageError("--against and --text are about the text, which --no-text leaves out.")
@@ -104,6 +112,8 @@ def command(
     except KeyboardInterrupt:
         measuring.say_what_is_kept()
         raise
+    if plot is not None:
+        measuring.draw(paths.expanded(plot))
     measuring.show()
 
 
@@ -134,6 +144,31 @@ class _Measuring:
         if not self._quiet:
             kept = "what the text showed is kept" if self._known else "nothing was written"
             console.note(f"\nstopped; {kept}, and nothing is half written")
+
+    def draw(self, file: Path) -> None:
+        """Write the model and those beside it as an image.
+
+        Raises:
+            BadCheckpoint: it was not compared with another.
+            NotWritable, DiskFull: the file cannot be written.
+        """
+        from r1mac.durable import write_whole
+        from r1mac.errors import BadCheckpoint, writing_to
+        from r1mac.formats.quality import load_quality
+        from r1mac.prepare.standings import standings_beside
+        from r1mac.ui.quality_plot import draw
+
+        folder = self._model.path
+        self._known = self._known or (load_quality(folder) if folder.is_dir() else None)
+        measured = self._known.divergence if self._known else None
+        standings = standings_beside(folder, measured) if measured else []
+        if measured is None or not standings:
+            raise BadCheckpoint(
+                f"nothing can be drawn: how far {self._model.title} is from its original is not known",
+                hint="give the original with --against REF",
+            )
+        with writing_to(file):
+            write_whole(file, draw(standings, reference=measured.reference))
 
     def show(self) -> None:
         """Write all that is known of the model."""

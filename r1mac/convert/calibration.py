@@ -35,6 +35,10 @@ from r1mac.errors import BadCheckpoint
 
 TEXT_FOLDER = Path(__file__).parent / "calibration_text"
 SEQUENCE_TOKENS = 512
+# A tokenizer that cuts a language into tokens of fewer bytes has hardly met it, and neither has its model: what such
+# text does in the model says nothing of the rest, and measuring with it made quantised models worse (docs/lab.md).
+_KNOWN_TOKEN_BYTES = 3.0
+_LANGUAGES_NAME = "languages.txt"
 _STATES_NAME = "hidden-states.safetensors"
 _FORMAT = 1
 # Hidden states of large models take gigabytes: they are not written after every block of a quick run.
@@ -51,14 +55,34 @@ class BlockMeasured:
 
 def shipped_text() -> str:
     """Return the calibration text that r1mac has: reasoning in R1's format, code, prose, data, many languages."""
-    return "\n\n".join(path.read_text(encoding="utf-8") for path in sorted(TEXT_FOLDER.glob("*.txt")))
+    return "".join(shipped_parts())
 
 
-def cut_into_sequences(token_ids: Sequence[int], length: int = SEQUENCE_TOKENS) -> list[list[int]]:
-    """Return *token_ids* in pieces of *length*; what is left over at the end is dropped, but for a short text."""
-    if len(token_ids) < length:
-        return [list(token_ids)]
-    return [list(token_ids[start : start + length]) for start in range(0, len(token_ids) - length + 1, length)]
+def shipped_parts() -> tuple[str, ...]:
+    """Return the calibration text that r1mac has in parts: what every model knows, then a paragraph for a language."""
+    general = [path for path in sorted(TEXT_FOLDER.glob("*.txt")) if path.name != _LANGUAGES_NAME]
+    languages = (TEXT_FOLDER / _LANGUAGES_NAME).read_text(encoding="utf-8")
+    texts = ["\n\n".join(path.read_text(encoding="utf-8") for path in general), *languages.split("\n\n")]
+    return tuple(f"{text.rstrip()}\n\n" for text in texts)
+
+
+def is_known(part: str, token_count: int) -> bool:
+    """Tell whether a model whose tokenizer makes so many tokens of *part* has met the language that it is in."""
+    return len(part.encode()) >= _KNOWN_TOKEN_BYTES * token_count
+
+
+def cut_into_sequences(
+    token_ids: Sequence[int], length: int = SEQUENCE_TOKENS, *, first_id: int | None = None
+) -> list[list[int]]:
+    """Return *token_ids* in pieces of *length*; what is left over at the end is dropped, but for a short text.
+
+    Each piece begins with *first_id*, if there is one: a model that is used to one attends to it from everywhere.
+    """
+    first = [] if first_id is None else [first_id]
+    step = length - len(first)
+    if len(token_ids) < step:
+        return [[*first, *token_ids]]
+    return [[*first, *token_ids[start : start + step]] for start in range(0, len(token_ids) - step + 1, step)]
 
 
 def calibrate(source: Source, sequences: Sequence[Sequence[int]], folder: Path) -> Iterator[BlockMeasured]:

@@ -15,8 +15,9 @@ TYPICAL_PROMPT_TOKENS = 1_000
 # Below this a thought does not finish, so a plan with less is none.
 MIN_CONTEXT_TOKENS = 2_048
 _PREFILL_STEPS = (2048, 1024, 512, 256, 128, 64)
-# On a CPU a step is limited by arithmetic, and a short one answers Ctrl-C sooner.
-_CPU_PREFILL_STEPS = (512, 256, 128, 64)
+# On a CPU attention also computes what a token must not see: a longer step takes more time (docs/lab.md), and a short
+# one answers Ctrl-C sooner.
+_CPU_PREFILL_STEPS = (256, 128, 64)
 _CONTEXT_GRAIN_TOKENS = 256
 # macOS begins to compress what lies within a tenth of its limit (mlx-lm warns there too).
 _RESERVE_SHARE = 10

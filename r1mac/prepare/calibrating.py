@@ -112,16 +112,21 @@ def sequences_of(source: "Source", text_file: Path | None) -> list[list[int]]:
     Raises:
         BadCheckpoint: there is no tokenizer, it is not the model's, or the text is too short or no text.
     """
-    from r1mac.convert.calibration import cut_into_sequences, shipped_text
+    from r1mac.convert.calibration import cut_into_sequences, is_known, shipped_parts
 
-    text = shipped_text() if text_file is None else read_text(text_file, "the calibration text")
-    (token_ids,) = encode_texts(source, [text]).texts
+    parts = shipped_parts() if text_file is None else (read_text(text_file, "the calibration text"),)
+    encoded = encode_texts(source, parts)
+    # Languages come first, and the rest is cut at its end.
+    token_ids: list[int] = []
+    for part, ids in zip(parts[1:], encoded.texts[1:], strict=True):
+        token_ids += ids if is_known(part, len(ids)) else []
+    token_ids += encoded.texts[0]
     if len(token_ids) < _LEAST_TOKENS:
         raise BadCheckpoint(
             f"the calibration text has {len(token_ids)} tokens, and at least {_LEAST_TOKENS} are needed",
             hint="use a longer text, or leave out --calibration",
         )
-    return cut_into_sequences(token_ids)
+    return cut_into_sequences(token_ids, first_id=encoded.first_id)
 
 
 def _check_memory(needed_bytes: int, machine: Machine) -> None:

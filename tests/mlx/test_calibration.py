@@ -7,12 +7,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from r1mac import mlx_lm_api
 from r1mac.convert import calibration
-from r1mac.convert.calibration import calibrate, is_complete
+from r1mac.convert.calibration import calibrate, cut_into_sequences, is_complete, is_known, shipped_parts
 from r1mac.convert.input_statistics import RECORD_NAME, InputStatistics, load_statistics, statistics_file
 from r1mac.convert.sources import open_source
+from r1mac.prepare.calibrating import sequences_of
 from tests.checkpoints import CONFIGS, DEEPSEEK_V3, LLAMA, write_checkpoint, write_fp8_checkpoint
 
 SEQUENCES = np.random.default_rng(1).integers(0, 320, (3, 48)).tolist()
@@ -178,3 +180,42 @@ def test_another_text_begins_anew(tmp_path: Path) -> None:
     assert events[0].done == 0
     assert json.loads((folder / RECORD_NAME).read_text())["text"] != before
     assert [event.done for event in calibrate(open_source(source), [s[::-1] for s in SEQUENCES], folder)] == [2]
+
+
+def _tokenizer(texts: list[str], size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def test_a_language_that_the_models_tokenizer_has_not_met_is_left_out(tmp_path: Path) -> None:
+    chinese = next(part for part in shipped_parts() if part.startswith("光合作用"))
+    german = next(part for part in shipped_parts() if part.startswith("Der Bahnhof"))
+    source = write_checkpoint(tmp_path / "source", {**LLAMA, "vocab_size": 2000})
+    found = {}
+    for name, learnt in {"chinese": chinese, "german": german}.items():
+        tokenizer = _tokenizer([learnt], 2000)
+        tokenizer.save(str(source / "tokenizer.json"))
+        ids = [token_id for sequence in sequences_of(open_source(source), None) for token_id in sequence]
+        found[name] = tokenizer.decode(ids)
+
+    assert chinese.strip()[:60] in found["chinese"]
+    assert german.strip()[:60] not in found["chinese"]
+    assert german.strip()[:60] in found["german"]
+    assert chinese.strip()[:60] not in found["german"]
+    assert all("<think>" in text for text in found.values())
+
+
+def test_a_language_is_known_by_the_length_of_its_tokens() -> None:
+    assert is_known("an ordinary sentence of eleven words and no rare ones here", 12)
+    assert not is_known("光合作用", 12)
+
+
+def test_sequences_begin_with_the_token_that_the_model_is_used_to() -> None:
+    assert cut_into_sequences(range(5), 2) == [[0, 1], [2, 3]]
+    assert cut_into_sequences(range(5), 3, first_id=9) == [[9, 0, 1], [9, 2, 3]]
+    assert cut_into_sequences(range(2), 5, first_id=9) == [[9, 0, 1]]

@@ -266,39 +266,43 @@ def prompt_of(engine: Engine, question: str) -> list[int]:
     return engine.tokenizer.encode(engine.template.render((Message("user", question),), think=True).text)
 
 
-@pytest.mark.demo
-def test_the_demo_with_8_bits_says_the_same(demo: Engine) -> None:
-    """On trained weights 8 bits are as good as 16: 64 tokens of greedy text are the same, the distributions close."""
-    model, prompt_ids = demo.model, prompt_of(demo, "Explain step by step how a bicycle works.")
-    wide = Transcript(model, prefill_step_tokens=256)
-    list(wide.prefill(prompt_ids[:-1]))
-    text_ids = [*prompt_ids, *written(wide, prompt_ids[-1], 64)]
+@pytest.fixture(scope="module")
+def demo_text(demo: Engine) -> tuple[list[int], list[int]]:
+    """Return a question to the demo model, and the 64 tokens that it answers with."""
+    rendered = demo.template.render((Message("user", "Explain step by step how a bicycle works."),), think=True)
+    prompt_ids = demo.tokenizer.encode(rendered.text)
+    transcript = Transcript(demo.model, prefill_step_tokens=256)
+    list(transcript.prefill(prompt_ids[:-1]))
+    return prompt_ids, written(transcript, prompt_ids[-1], 64)
 
-    expected = nn.log_softmax(read(model, make_kv_cache(model), text_ids, singly=16))
+
+@pytest.mark.demo
+def test_the_demo_with_8_bits_says_the_same(demo: Engine, demo_text: tuple[list[int], list[int]]) -> None:
+    """On trained weights 8 bits are as good as 16: 64 tokens of greedy text are the same, the distributions close."""
+    prompt_ids, answer_ids = demo_text
+    text_ids = [*prompt_ids, *answer_ids]
+
+    expected = nn.log_softmax(read(demo.model, make_kv_cache(demo.model), text_ids, singly=16))
     divergence = {}
     for bits in (8, 4):
-        found = nn.log_softmax(read(model, make_kv_cache(model, kv_bits=bits), text_ids, singly=16))
+        found = nn.log_softmax(read(demo.model, make_kv_cache(demo.model, kv_bits=bits), text_ids, singly=16))
         divergence[bits] = float((mx.exp(expected) * (expected - found)).sum(-1).mean())
         if bits == 8:
-            assert float((found.argmax(-1) == expected.argmax(-1)).mean()) > 0.95
+            # What is likeliest behind each of its tokens is what writing would have taken.
+            assert found[len(prompt_ids) - 1 : -1].argmax(-1).tolist() == answer_ids
     assert divergence[8] < 0.002
     assert divergence[8] < divergence[4] < 0.2
 
-    narrow = Transcript(model, prefill_step_tokens=256, kv_bits=8)
-    list(narrow.prefill(prompt_ids[:-1]))
-    assert written(narrow, prompt_ids[-1], 64) == text_ids[len(prompt_ids) :]
-
 
 @pytest.mark.demo
-def test_the_demo_goes_on_with_the_same_text_when_it_is_narrowed_in_mid_reply(demo: Engine) -> None:
+def test_the_demo_goes_on_with_the_same_text_when_it_is_narrowed_in_mid_reply(
+    demo: Engine, demo_text: tuple[list[int], list[int]]
+) -> None:
     """A reply of which the cache is narrowed to 8 bits after half of it has the text of one that stays wide."""
-    prompt_ids = prompt_of(demo, "Explain step by step how a bicycle works.")
-    wide, narrowed = (Transcript(demo.model, prefill_step_tokens=256) for _ in range(2))
-    list(wide.prefill(prompt_ids[:-1]))
-    list(narrowed.prefill(prompt_ids[:-1]))
-    expected = written(wide, prompt_ids[-1], 64)
+    prompt_ids, answer_ids = demo_text
+    transcript = Transcript(demo.model, prefill_step_tokens=256)
+    list(transcript.prefill([*prompt_ids, *answer_ids[:31]]))
 
-    begun = written(narrowed, prompt_ids[-1], 32)
-    narrowed.requantize(8)
+    transcript.requantize(8)
 
-    assert begun + written(narrowed, begun[-1], 32) == expected
+    assert written(transcript, answer_ids[31], 32) == answer_ids[32:]

@@ -130,7 +130,8 @@ def test_beside_the_cache_is_no_more_than_one_layer() -> None:
 
         after = sum(layer.nbytes for layer in layers)
         assert after == round(12 * layer_bytes * share)
-        assert mx.get_active_memory() == others - before + after
+        # MLX keeps some numbers of what it compiles.
+        assert 0 <= mx.get_active_memory() - (others - before + after) < 1024
         # At most one layer's values in full width, and what becomes of one of its two tensors.
         assert mx.get_peak_memory() - others <= 1.1 * layer_bytes
 

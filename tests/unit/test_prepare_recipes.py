@@ -57,9 +57,7 @@ def test_what_is_fetched_ready_is_planned_as_it_is(name, bits):
     assert judged(name, bits=bits).wish.weights.stored_bytes == weight_bytes(spec.arch, Quantization(bits))
 
 
-@pytest.mark.parametrize(
-    "spec", [model for model in all_models() if model.is_member], ids=lambda model: model.key
-)
+@pytest.mark.parametrize("spec", [model for model in all_models() if model.is_member], ids=lambda model: model.key)
 def test_the_planned_size_is_that_of_the_conversion(spec):
     """At every width that has to be converted, plan and `r1mac convert` take the same recipe."""
     for bits in (2, 3, 6, 8, 16):

@@ -7,6 +7,7 @@ import mlx.core as mx
 from mlx import nn
 
 from r1mac import mlx_lm_api
+from r1mac.engine.layers.codes import to_codes
 from r1mac.plan.memory import CACHE_BLOCK_TOKENS, WIDE_BITS, kv_group_size
 
 
@@ -77,7 +78,7 @@ class LayerCache:
         """Narrow what is there, and what will come, to *bits*; what is that narrow already, or cannot be, stays.
 
         The room for further tokens is given up. Beside the cache there are never more than one tensor of this layer
-        in its old width, dequantised where it had codes, and in its new one.
+        in its old width and in its new one, and what choosing codes for some hundred tokens takes.
         """
         for rows in (self._keys, self._values):
             rows.requantize(bits, self.offset)
@@ -155,6 +156,8 @@ class LayerCache:
 
 
 _DIMENSIONS = 4
+# Tokens that are narrowed in one piece: choosing codes takes some copies of them in float32.
+_NARROWED_AT_ONCE = 2 * CACHE_BLOCK_TOKENS
 # What a stored tensor's arrays are called, by their number.
 _SUFFIXES = {0: (), 1: ("",), 3: (".codes", ".scales", ".biases")}
 
@@ -200,7 +203,7 @@ class _Rows:
         group_size = self.group_size if self.parts else kv_group_size(rows.shape[-1], self.bits)
         new = [rows]
         if group_size is not None:
-            new = list(mx.quantize(rows, group_size=group_size, bits=self.bits))
+            new = list(to_codes(rows, bits=self.bits, group_size=group_size))
         self.put(start, new, group_size)
 
     def put(self, start: int, pieces: Sequence[mx.array], group_size: int | None) -> None:
@@ -243,11 +246,15 @@ class _Rows:
         if not self.parts:
             self.bits = bits
             return
-        wide = self.values(self.room_tokens)
-        group_size = kv_group_size(wide.shape[-1], bits)
+        group_size = kv_group_size(self.values(1).shape[-1], bits)
         if group_size is None:
             return
-        new = list(mx.quantize(wide, group_size=group_size, bits=bits))
+        pieces = []
+        for start in range(0, self.room_tokens, _NARROWED_AT_ONCE):
+            rows = self.values(start + _NARROWED_AT_ONCE, start)
+            pieces.append(to_codes(rows, bits=bits, group_size=group_size))
+            mx.eval(pieces[-1])
+        new = [mx.concatenate(list(parts), axis=2) for parts in zip(*pieces, strict=True)]
         mx.eval(new)
         self.parts, self.bits, self.group_size = new, bits, group_size
 
@@ -271,13 +278,13 @@ class _Rows:
         fork.group_size, fork.room_tokens = self.group_size, self.room_tokens
         return fork
 
-    def codes(self, count: int) -> tuple[mx.array, ...]:
-        """Return the first *count* tokens as they are stored."""
-        return tuple(part[..., :count, :] for part in self.parts)
+    def codes(self, stop: int, start: int = 0) -> tuple[mx.array, ...]:
+        """Return the tokens from *start* to before *stop* as they are stored."""
+        return tuple(part[..., start:stop, :] for part in self.parts)
 
-    def values(self, count: int) -> mx.array:
-        """Return the first *count* tokens in the type in which they came."""
-        first, *rest = self.codes(count)
+    def values(self, stop: int, start: int = 0) -> mx.array:
+        """Return the tokens from *start* to before *stop* in the type in which they came."""
+        first, *rest = self.codes(stop, start)
         if self.group_size is None:
             return first
         scales, biases = rest

@@ -1,7 +1,7 @@
 """How far a running reply is from its memory's ceiling: what the next tokens need beside what there is. Numbers only.
 
 The cache grows by blocks of 256 tokens. A growth copies one tensor of the cache after the other, so it holds one of
-them twice; requantising holds one dequantised, and its new codes. All else is measured: what is live at a check
+them twice; requantising holds one in its old width, and its new codes. All else is measured: what is live at a check
 is what MLX says, and what a step holds in passing is the peak since the check before.
 """
 
