@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Freed buffers that MLX may keep for the next blocks, in blocks.
 _CACHED_BLOCKS = 2
+# Two: blocks differ, and the threads that work on them would wait for the next one.
+_BLOCKS_AHEAD = 2
 
 
 class Target(NamedTuple):
@@ -222,21 +225,21 @@ class _Conversion:
                 yield StepDone(unneeded_files=step.unneeded_files)
 
     def _make(self, pieces: Sequence[Piece], encoder: Encoder) -> Iterator[ConvertEvent]:
-        """Write *pieces*. While a block is worked on, the one before it is written and the next one is read."""
-        pending: _Pending | None = None
+        """Write *pieces*. While blocks are worked on, the one before them is written and the next one is read."""
+        pending: deque[_Pending] = deque()
         for piece in pieces:
             tensor = self._destinations[0].tensor(piece)
             todo = tuple(made for made in self._destinations if not made.is_done(piece))
             for block in piece_blocks(self._source, tensor, piece.number, block_bytes=self._block_bytes):
                 forms = [made.form(piece, block.first_row) for made in todo]
                 encoding = encoder.begin(self._source_name(piece), block.values, forms)
-                if pending is not None:
-                    pending.write()
-                pending = _Pending(piece, block.first_row, todo, encoding)
+                pending.append(_Pending(piece, block.first_row, todo, encoding))
+                if len(pending) > _BLOCKS_AHEAD:
+                    pending.popleft().write()
             self._done_bytes += self._size_bytes(piece)
             yield TensorWritten(name=piece.tensor, done_bytes=self._done_bytes, total_bytes=self._total_bytes)
-        if pending is not None:
-            pending.write()
+        for one in pending:
+            one.write()
 
     def _by_shard(self, pieces: Sequence[Piece]) -> Iterator[Step[Piece]]:
         """Cut *pieces* where a weight file of any destination is whole."""
