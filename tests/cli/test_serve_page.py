@@ -351,8 +351,9 @@ def test_conversations_are_listed_renamed_exported_and_deleted(page):
 
 
 def test_memory_and_context_are_shown(page):
-    assert page.get_by_text("32,768 tokens of context").is_visible()
+    page.get_by_text("32,768 tokens of context").wait_for()
     meter = page.get_by_role("meter", name="Memory")
+    meter.wait_for()
     assert meter.get_attribute("aria-valuetext") == "33.0 GiB used, 34.0 GiB planned, limit 48.0 GiB"
 
 
