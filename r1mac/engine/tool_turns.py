@@ -119,12 +119,13 @@ class ToolTurns:
                 is_token=self._is_token,
             )
 
+        wanted = form(tools)
         try:
-            check(form(tools))
+            check(wanted)
         except BadAnswerFormat:
             # The library does not know all that a schema can say. Then any object will do, as it would without it.
             return form([_without_schema(tool) for tool in tools])
-        return form(tools)
+        return wanted
 
     @cached_property
     def _lists_functions(self) -> bool:

@@ -120,11 +120,11 @@ def _dialect(api: _Api, writer: WriterMaker) -> Dialect:
 
 async def _load(replies: Replies, api: _Api, asked: Asked) -> Response:
     """Load the model that a request without a question names, by having it write one token, and let go of it again."""
-    stays = asked.keep_loaded_seconds != 0
+    kept = asked.keep_loaded_seconds
+    stays = kept != 0
     said = JSONResponse(ollama.loaded(api.kind, asked.model or "", stays=stays))
     if not stays and not any(model.loaded for model in await _named(replies, asked.model)):
         return said
-    kept = asked.keep_loaded_seconds
     wanted = Asked(model=asked.model, raw_prompt="Hi", max_tokens=1, keep_loaded_seconds=kept)
     job = Job(f"ollama-load-{secrets.token_hex(8)}", wanted)
     replies.worker.submit(job)

@@ -239,14 +239,15 @@ def usage(stats: Sequence[GenerationStats]) -> dict[str, Any]:
 
 def extra(event: Notice | Pace | PrefillProgress, index: int) -> dict[str, Any]:
     """Return what a chunk's ``r1mac`` says of an event of the reply *index*."""
-    which = {"index": index} if index else {}
+    said: dict[str, Any]
     match event:
         case Notice(kind=kind, text=text):
-            return {"notice": {"kind": kind, "text": text}, **which}
+            said = {"notice": {"kind": kind, "text": text}}
         case Pace():
-            return {"pace": pace(event), **which}
-    done = {"done": event.done_tokens, "total": event.total_tokens, "cached": event.cached_tokens}
-    return {"prefill": done, **which}
+            said = {"pace": pace(event)}
+        case PrefillProgress(done_tokens=done, total_tokens=total, cached_tokens=cached):
+            said = {"prefill": {"done": done, "total": total, "cached": cached}}
+    return said | ({"index": index} if index else {})
 
 
 def pace(event: Pace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 from tokenizers import Tokenizer
 
-from scripts.tiny.model import TinyModel, weight_shapes
+from scripts.tiny.model import TinyModel, expert_layers, weight_shapes
 from scripts.tiny.tape import Array
 from scripts.tiny.words import save_tokenizer
 
@@ -65,8 +65,9 @@ def read_model(folder: Path) -> TinyModel:
                 weights[name] = np.stack([tensors[expert_name] for expert_name in names])
             case _:
                 weights[name] = tensors[name]
-    layers = range(config["first_k_dense_replace"], config["num_hidden_layers"] + 1)
-    biases = {index: tensors[f"model.layers.{index}.mlp.gate.e_score_correction_bias"] for index in layers}
+    biases = {
+        index: tensors[f"model.layers.{index}.mlp.gate.e_score_correction_bias"] for index in expert_layers(config)
+    }
     return TinyModel(config, weights, biases)
 
 

@@ -242,8 +242,13 @@ def new_model(rng: Generator, config: Mapping[str, Any] = CONFIG) -> TinyModel:
             if name.endswith(("o_proj.weight", "down_proj.weight", "closing")):
                 spread *= (2 * config["num_hidden_layers"]) ** -0.5
             weights[name] = (rng.standard_normal(shape) * spread).astype(np.float32)
-    layers = range(config["first_k_dense_replace"], config["num_hidden_layers"] + 1)
-    return TinyModel(config, weights, {index: np.zeros(config["n_routed_experts"], np.float32) for index in layers})
+    biases = {index: np.zeros(config["n_routed_experts"], np.float32) for index in expert_layers(config)}
+    return TinyModel(config, weights, biases)
+
+
+def expert_layers(config: Mapping[str, Any]) -> range:
+    """Return the layers that have experts, the prediction layer included."""
+    return range(config["first_k_dense_replace"], config["num_hidden_layers"] + 1)
 
 
 def weight_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
