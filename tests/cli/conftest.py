@@ -16,6 +16,9 @@ R1mac = Callable[..., "subprocess.CompletedProcess[str]"]
 # `python -m r1mac` runs the checkout's code whatever folder a test stands in.
 COMMAND = (sys.executable, "-m", "r1mac")
 ROOT = Path(__file__).parents[2]
+# For a process that is interrupted as it begins: before its first compiled kernel MLX looks for g++ on a CPU, through
+# system(3), and that ignores SIGINT until it has found it.
+UNCOMPILED = {"MLX_DISABLE_COMPILE": "1"}
 
 
 @pytest.fixture(name="environment")

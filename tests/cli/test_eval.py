@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import CONFIGS, write_checkpoint, write_tokenizer
-from tests.cli.conftest import COMMAND, R1mac
+from tests.cli.conftest import COMMAND, UNCOMPILED, R1mac
 
 MEASURED = ("--tokens", "64", "-q")
 
@@ -99,12 +99,12 @@ def test_ctrl_c_says_what_is_kept(made: Path, environment: dict[str, str]) -> No
     """Stopped while problems are put, the text's part is kept whole, and nothing else is there."""
     command = [*COMMAND, "eval", str(made), "--tokens", "64", "--seeds", "100"]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+    with subprocess.Popen(command, env=environment | UNCOMPILED, text=True, **pipes) as process:
         assert process.stderr is not None
         while not (line := process.stderr.readline()).startswith("putting problems"):
             assert line, "it ended before it was stopped"
         process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        _, rest = process.communicate(timeout=60)
 
     assert process.returncode == 130, rest
     assert "what the text showed is kept" in rest

@@ -11,7 +11,7 @@ import pexpect
 import pytest
 
 from r1mac.units import GIB
-from tests.cli.conftest import COMMAND
+from tests.cli.conftest import COMMAND, UNCOMPILED
 from tests.macs import Mac
 
 HOLD = """
@@ -129,7 +129,7 @@ def test_a_run_that_is_ended_in_order_leaves_nothing(environment, tiny, ending):
     asked = ("Hello", "--json", "--seed", "7", "--temperature", "1.3", "--top-p", "1", "--logit-bias", "1=-100")
     with subprocess.Popen(
         [*COMMAND, "run", str(tiny), *asked, "--max-tokens", "4000", "--context", "4096"],
-        env=environment,
+        env=environment | UNCOMPILED,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
