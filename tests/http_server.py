@@ -48,8 +48,8 @@ class Reciter:
 class Served:
     """A server at work."""
 
-    def __init__(self, reciter: Reciter, worker: Worker, port: int) -> None:
-        self.reciter, self.worker, self.port = reciter, worker, port
+    def __init__(self, reciter: Reciter, room: RecitingRoom, worker: Worker, port: int) -> None:
+        self.reciter, self.room, self.worker, self.port = reciter, room, worker, port
 
     @property
     def is_idle(self) -> bool:
@@ -59,9 +59,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(reciter: Reciter, *, queue_limit: int = 64, port: int = 0, **settings) -> Iterator[Served]:
-    """Serve *reciter* with the *settings* of ``make_app`` until the end of the block."""
-    room = RecitingRoom({MODEL: ()}, make_lane=lambda: Solo(reciter), context_tokens=CONTEXT_TOKENS)
+def served(
+    reciter: Reciter, *, queue_limit: int = 64, port: int = 0, models: tuple[str, ...] = (MODEL,), **settings
+) -> Iterator[Served]:
+    """Serve *reciter* with the *settings* of ``make_app`` until the end of the block; it speaks for all *models*."""
+    room = RecitingRoom(dict.fromkeys(models, ()), make_lane=lambda: Solo(reciter), context_tokens=CONTEXT_TOKENS)
     worker = Worker(room, queue_limit=queue_limit)
     http = protocol(head_seconds=settings.get("limits", Limits()).piece_seconds)
     server = _Server(
@@ -72,7 +74,7 @@ def served(reciter: Reciter, *, queue_limit: int = 64, port: int = 0, **settings
     thread.start()
     try:
         assert server.listens.wait(30)
-        yield Served(reciter, worker, server.servers[0].sockets[0].getsockname()[1])
+        yield Served(reciter, room, worker, server.servers[0].sockets[0].getsockname()[1])
     finally:
         worker.stop(patience_seconds=0)
         worker.join()

@@ -35,8 +35,8 @@ def start(
     machine = detect.detect()
     prepared = find_and_fetch(model, chosen, machine, force=force, as_json=as_json, quiet=quiet)
     with ProgressDisplay(quiet=quiet, as_json=as_json) as display:
-        engine = display.run(open_engine(prepared, machine, held, force=force, on_others=tell_of_others))
-    return prepared.judgement, engine
+        opened = display.run(open_engine(prepared, machine, held, force=force, on_others=tell_of_others))
+    return prepared.judgement, opened.engine
 
 
 def find_and_fetch(

@@ -79,6 +79,13 @@ class Batch:
         self._kept.shrink(0)
         self._generator.close()
 
+    def refit(self, *, context_tokens: int, prefill_step_tokens: int, kept_prompts_bytes: int) -> None:
+        """Go on under another memory plan, with no reply at work; kept prompts stay as far as there is memory."""
+        assert not self._rows
+        self._context_tokens, self._prefill_step_tokens = context_tokens, prefill_step_tokens
+        self._joining = JoiningSteps(first_tokens=_FIRST_JOINING_TOKENS, most_tokens=prefill_step_tokens)
+        self._kept.limit(kept_prompts_bytes)
+
     def __len__(self) -> int:
         """Return how many replies are asked for and have not ended."""
         return len(self._rows)

@@ -121,6 +121,18 @@ class Session:
         yield from reply.replay(saved.token_ids, seconds=saved.think_seconds)
         yield from self._write(reply, control or Control())
 
+    def refit(self, *, context_tokens: int, prefill_step_tokens: int, aids: Aids) -> None:
+        """Go on under another memory plan, between two replies.
+
+        What was read stays, if the new context has room for it. Of *aids* all but ``keeps_prompts`` are taken.
+        """
+        self._context_tokens, self._prefill_step_tokens = context_tokens, prefill_step_tokens
+        self._aids = replace(aids, keeps_prompts=self._aids.keeps_prompts)
+        if len(self._transcript) + self._transcript.room_tokens > context_tokens:
+            # Cutting it would give back no memory.
+            self._transcript.forget()
+            mx.clear_cache()
+
     def _write(self, reply: Reply, control: Control) -> Iterator[Event]:
         """Write what *reply* lacks."""
         transcript, aids = self._transcript, self._aids

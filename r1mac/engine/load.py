@@ -32,6 +32,7 @@ class Engine:
 
     Attributes:
         make_aids: makes what helps a session.
+        drafting: the engine of the smaller model that drafts, if one does.
     """
 
     model: nn.Module
@@ -41,6 +42,7 @@ class Engine:
     prefill_step_tokens: int
     kv_bits: int = WIDE_BITS
     make_aids: Callable[[], Aids] = Aids
+    drafting: "Engine | None" = None
 
     def session(self, *, keeps_prompts: bool = False) -> Session:
         """Return a new conversation with an empty cache; *keeps_prompts* as in ``Aids``."""
@@ -65,6 +67,24 @@ class Engine:
             prefill_step_tokens=self.prefill_step_tokens,
             kept_prompts_bytes=kept_prompts_bytes,
         )
+
+    def refit(self, writer: Session | Batch, *, kept_prompts_bytes: int = 0) -> None:
+        """Have a session or a batch of another plan of these weights go on under this one, between two replies.
+
+        What it has read stays where the context has room for it. *kept_prompts_bytes* as in ``Batch``.
+        """
+        if isinstance(writer, Batch):
+            writer.refit(
+                context_tokens=self.context_tokens,
+                prefill_step_tokens=self.prefill_step_tokens,
+                kept_prompts_bytes=kept_prompts_bytes,
+            )
+        else:
+            writer.refit(
+                context_tokens=self.context_tokens,
+                prefill_step_tokens=self.prefill_step_tokens,
+                aids=self.make_aids(),
+            )
 
 
 def load_engine(

@@ -61,10 +61,15 @@ class Holder:
 
 def holders(folder: Path | None = None) -> tuple[Holder, ...]:
     """Return the processes that hold a model on this computer now, the oldest first."""
-    folder = folder or paths.occupancy_dir()
+    return _holders(folder or paths.occupancy_dir())
+
+
+def _holders(folder: Path, *, beside: Path | None = None) -> tuple[Holder, ...]:
+    """Return who holds a model, but for the record *beside* which others are looked for."""
     if folder.is_symlink():  # another user may have laid it over a folder of this one's
         return ()
-    found = [holder for path in folder.glob(f"*{SUFFIX}") if (holder := _living(path)) is not None]
+    records = (path for path in folder.glob(f"*{SUFFIX}") if path != beside)
+    found = [holder for path in records if (holder := _living(path)) is not None]
     return tuple(sorted(found, key=lambda holder: holder.started_at_s))
 
 
@@ -73,6 +78,50 @@ def held_by(others: tuple[Holder, ...]) -> str:
     return ", ".join(
         f"{format_memory(other.planned_bytes)} for {other.title} (process {other.pid})" for other in others
     )
+
+
+class Occupied:
+    """What this process holds of the computer's memory for one model."""
+
+    def __init__(self, title: str, folder: Path) -> None:
+        self._title = title
+        self._folder = folder
+        self._record = ProcessRecord(folder, mode=0o644, lasting=False)
+
+    def hold(
+        self,
+        *,
+        planned_bytes: int,
+        budget_bytes: int,
+        wired_limit_bytes: int,
+        force: bool = False,
+        on_others: Callable[[tuple[Holder, ...]], None] | None = None,
+    ) -> None:
+        """Hold *planned_bytes*, in place of what was held before; as ``occupy``.
+
+        Raises:
+            DoesNotFit: with what others hold it would be too much; what was held before still is.
+        """
+        with _one_at_a_time(self._folder) as shared:
+            others = _holders(self._folder, beside=self._record.path)
+            if others and sum(other.planned_bytes for other in others) + planned_bytes > budget_bytes:
+                if not force:
+                    raise _no_room(self._title, planned_bytes, budget_bytes, others)
+                if on_others is not None:
+                    on_others(others)
+            content = {
+                "pid": os.getpid(),
+                "title": _plain(self._title),
+                "planned_bytes": planned_bytes,
+                "wired_limit_bytes": wired_limit_bytes,
+                "started_at_s": time.time(),
+            }
+            if shared:
+                _tell(self._record, content)
+
+    def end(self) -> None:
+        """Hold nothing any more."""
+        self._record.remove()
 
 
 @contextlib.contextmanager
@@ -85,7 +134,7 @@ def occupy(
     force: bool = False,
     on_others: Callable[[tuple[Holder, ...]], None] | None = None,
     folder: Path | None = None,
-) -> Iterator[None]:
+) -> Iterator[Occupied]:
     """Hold *planned_bytes* of this computer's memory until the block ends.
 
     Args:
@@ -100,28 +149,18 @@ def occupy(
     Raises:
         DoesNotFit: with what other r1mac processes hold it would be more than *budget_bytes*; *force* goes on.
     """
-    folder = folder or paths.occupancy_dir()
-    record = ProcessRecord(folder, mode=0o644, lasting=False)
-    with _one_at_a_time(folder) as shared:
-        others = holders(folder)
-        if others and sum(other.planned_bytes for other in others) + planned_bytes > budget_bytes:
-            if not force:
-                raise _no_room(title, planned_bytes, budget_bytes, others)
-            if on_others is not None:
-                on_others(others)
-        content = {
-            "pid": os.getpid(),
-            "title": _plain(title),
-            "planned_bytes": planned_bytes,
-            "wired_limit_bytes": wired_limit_bytes,
-            "started_at_s": time.time(),
-        }
-        if shared:
-            _tell(record, content)
+    occupied = Occupied(title, folder or paths.occupancy_dir())
+    occupied.hold(
+        planned_bytes=planned_bytes,
+        budget_bytes=budget_bytes,
+        wired_limit_bytes=wired_limit_bytes,
+        force=force,
+        on_others=on_others,
+    )
     try:
-        yield
+        yield occupied
     finally:
-        record.remove()
+        occupied.end()
 
 
 def _tell(record: ProcessRecord, content: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from r1mac.catalog.arch import LatentAttention
 from r1mac.formats.folder import read_config
 from r1mac.machine.base import Machine
 from r1mac.plan.fit import ContextNeeds, MemoryPlan
+from r1mac.plan.memory import WIDE_BITS
 from r1mac.prepare.drafting import NOBODY, Draft
 from r1mac.prepare.planning import Judgement, arch_of
 from r1mac.settings import CHOICES, Settings
@@ -33,17 +34,21 @@ def aids_maker(
     *,
     draft: Draft | None = None,
     drafting: "Engine | None" = None,
+    former: "PromptCache | None" = None,
 ) -> "Callable[[], Aids]":
     """Return what makes the aids of each session of the model in *folder*, which runs as *judgement* says.
 
-    *drafting* is the engine of *draft*, if a model drafts.
+    *drafting* is the engine of *draft*, if a model drafts. *former* is what was read under an earlier plan of the
+    same loaded weights; it goes on.
     """
     from r1mac.engine.generate import Aids
     from r1mac.engine.kept.fingerprint import model_fingerprint
 
     fingerprint = model_fingerprint(folder)
     memory = _memory_terms(judgement, machine)
-    prompt_cache = _prompt_cache(judgement.plan, fingerprint, settings)
+    prompt_cache = former or _prompt_cache(judgement.plan, fingerprint, settings)
+    if former is not None:
+        former.held.limit(judgement.plan.kept_prompts_bytes)
 
     def make() -> Aids:
         speculation = None

@@ -77,6 +77,11 @@ class Recording:
         except OSError as error:
             logger.warning("no record of this run is kept: %s", error)
 
+    def replan(self, plan: MemoryPlan) -> None:
+        """Put down that the run goes on with another plan."""
+        self._record = replace(self._record, **_terms(plan))
+        self.enter(self._record.phase)
+
     def end(self, *, well: bool) -> None:
         """Take the record away; after a run that ended *well* also those that a person has been told of."""
         self._file.remove()
@@ -100,13 +105,7 @@ def recorded(
         model=model,
         bits=bits,
         title=title,
-        total_bytes=plan.total_bytes,
-        weight_bytes=plan.weight_bytes,
-        kv_cache_bytes=plan.kv_cache_bytes,
-        kv_bits=plan.kv_bits,
-        context_tokens=plan.context_tokens,
-        prefill_step_tokens=plan.prefill_step_tokens,
-        limit_bytes=plan.limit_bytes,
+        **_terms(plan),
         phase="load",
         pid=os.getpid(),
         started_at_s=time.time(),
@@ -122,6 +121,19 @@ def recorded(
             well = True
         finally:
             recording.end(well=well)
+
+
+def _terms(plan: MemoryPlan) -> dict[str, Any]:
+    """Return what a record says of a plan."""
+    return {
+        "total_bytes": plan.total_bytes,
+        "weight_bytes": plan.weight_bytes,
+        "kv_cache_bytes": plan.kv_cache_bytes,
+        "kv_bits": plan.kv_bits,
+        "context_tokens": plan.context_tokens,
+        "prefill_step_tokens": plan.prefill_step_tokens,
+        "limit_bytes": plan.limit_bytes,
+    }
 
 
 def read_left(path: Path) -> RunRecord | None:

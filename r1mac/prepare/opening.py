@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from r1mac.machine.base import Machine
 from r1mac.machine.occupancy import Holder
 from r1mac.prepare.drafting import Draft, draft_for, with_draft
 from r1mac.prepare.files import PrepareEvent, ensure_files
-from r1mac.prepare.loading import load, memory_held
+from r1mac.prepare.loading import HeldMemory, load, memory_held, refitted
 from r1mac.prepare.planning import Judgement
 from r1mac.settings import Settings
 
@@ -32,6 +32,13 @@ class Prepared:
     folder: Path
     draft: Draft | None
     settings: Settings
+
+
+class Opened(NamedTuple):
+    """A loaded model, and what is held of the computer's memory for it."""
+
+    engine: "Engine"
+    memory: HeldMemory
 
 
 def prepare(
@@ -66,7 +73,7 @@ def open_engine(
     *,
     force: bool = False,
     on_others: Callable[[tuple[Holder, ...]], None] | None = None,
-) -> Generator[PrepareEvent, None, "Engine"]:
+) -> Generator[PrepareEvent, None, Opened]:
     """Hold the memory that was planned, until *held* is closed, and load the model.
 
     Raises:
@@ -74,7 +81,39 @@ def open_engine(
         BadCheckpoint: the files are not a whole model.
     """
     memory = memory_held(prepared.judgement, machine, force=force, on_others=on_others)
-    recording = held.enter_context(memory)
+    memory_of_it = held.enter_context(memory)
     engine = yield from load(prepared.judgement, machine, prepared.folder, prepared.settings, prepared.draft)
-    recording.enter("run")
-    return engine
+    memory_of_it.enter("run")
+    return Opened(engine, memory_of_it)
+
+
+def replanned(prepared: Prepared, judgement: Judgement) -> Prepared:
+    """Return the same model under another plan, with memory for conversations that are not at work.
+
+    Raises:
+        R1MacError: there is no room beside it for the model that was asked to draft.
+    """
+    draft = draft_for(judgement, prepared.folder, prepared.settings)
+    return with_kept_prompts(replace(prepared, judgement=with_draft(judgement, draft), draft=draft))
+
+
+def reopened(
+    opened: Opened, former: Prepared, prepared: Prepared, machine: Machine, *, force: bool = False
+) -> Opened | None:
+    """Return what is loaded as *former* says under the plan of *prepared*, between two replies.
+
+    None where the weights would have to be loaded anew: they are computed with in another type, or another model
+    drafts.
+
+    Raises:
+        DoesNotFit: other r1mac processes hold too much; everything is as it was.
+    """
+    plan, former_plan = prepared.judgement.plan, former.judgement.plan
+    drafting = [None if one.draft is None else (one.draft.folder, one.draft.plan.compute) for one in (former, prepared)]
+    if (plan.compute, plan.kv_bits, plan.parallel) != (former_plan.compute, former_plan.kv_bits, former_plan.parallel):
+        return None
+    if drafting[0] != drafting[1]:
+        return None
+    opened.memory.follow(prepared.judgement, force=force)
+    engine = refitted(opened.engine, prepared.judgement, machine, prepared.folder, prepared.settings, prepared.draft)
+    return Opened(engine, opened.memory)

@@ -56,6 +56,17 @@ class Judgement(NamedTuple):
         """Return what would help, if it does not fit."""
         return find_remedies(self.wish, self.hardware, tuned_machine(self.hardware)) if not self.can_run else ()
 
+    @property
+    def problem(self) -> str:
+        """Why it cannot be run, if it cannot, in a sentence with the numbers."""
+        title, known, plan = described(self.wish.target), self.wish.arch.max_context_tokens, self.plan
+        if plan.context_tokens > known:
+            return f"{title} knows contexts of at most {known} tokens, and {plan.context_tokens} were asked for"
+        return (
+            f"{title} needs {format_memory(plan.total_bytes)} with {plan.context_tokens} tokens of context, and the "
+            f"machine has {format_memory(plan.budget_bytes)} for it"
+        )
+
     def require(self) -> None:
         """Raise if it cannot be run.
 
@@ -64,15 +75,8 @@ class Judgement(NamedTuple):
         """
         if self.can_run:
             return
-        title, known, plan = described(self.wish.target), self.wish.arch.max_context_tokens, self.plan
-        problem = (
-            f"{title} needs {format_memory(plan.total_bytes)} with {plan.context_tokens} tokens of context, and the "
-            f"machine has {format_memory(plan.budget_bytes)} for it"
-        )
-        if plan.context_tokens > known:
-            problem = f"{title} knows contexts of at most {known} tokens, and {plan.context_tokens} were asked for"
         help_there_is = "\n".join(f"`{remedy.command}`: {remedy.effect}" for remedy in self.remedies())
-        raise DoesNotFit(problem, hint=help_there_is or "no member of the family fits this machine")
+        raise DoesNotFit(self.problem, hint=help_there_is or "no member of the family fits this machine")
 
 
 def judge(target: Target, settings: Settings, hardware: HardwareProfile, *, mac: str | None = None) -> Judgement:

@@ -65,7 +65,8 @@ def require_room(prompt_tokens: int, *, context_tokens: int, max_tokens: int) ->
         raise PromptTooLong(
             f"the prompt has {prompt_tokens} tokens, an answer needs at least {least_tokens}, and memory is planned "
             f"for {context_tokens}",
-            hint="shorten the conversation, or start the server with a longer --context",
+            hint="shorten the conversation, or choose a longer context: on the page, with POST /r1mac/context, or "
+            "with `r1mac serve --context`",
         )
 
 

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from r1mac.server import (
     anthropic,
     anthropic_routes,
+    context_routes,
     health,
     metrics,
     models,
@@ -67,6 +68,7 @@ def make_app(
         *anthropic_routes.routes(replies),
         *ollama_routes.routes(replies),
         *models.routes(worker),
+        *context_routes.routes(worker),
         *steering.routes(replies),
         *health.routes(worker),
         *metrics.routes(worker, measures),

@@ -43,6 +43,8 @@ class Asked:
         replies: how many to write.
         tell_usage: whether a stream ends with the counts.
         tell_events: whether notices, pace and progress are sent too.
+        context_tokens: how long a conversation the client wants room for; more than there is may be had, if nobody
+            chose a context (``server.contexts``).
         keep_loaded_seconds: how long the model is to stay loaded without work after it; infinite for ever, None for as
             long as the server was told to.
     """
@@ -65,6 +67,7 @@ class Asked:
     replies: int = 1
     tell_usage: bool = False
     tell_events: bool = False
+    context_tokens: int | None = None
     keep_loaded_seconds: float | None = None
 
     def request(self, defaults: GenerateRequest) -> GenerateRequest:

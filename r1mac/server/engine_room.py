@@ -3,133 +3,38 @@
 import contextlib
 import threading
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r1mac.engine.request import GenerateRequest, Sampling
 from r1mac.errors import UnknownModel
 from r1mac.machine.base import Machine
-from r1mac.plan.fit import MemoryPlan
 from r1mac.prepare.files import PrepareEvent
-from r1mac.prepare.opening import Prepared, open_engine, prepare, with_kept_prompts
-from r1mac.prepare.planning import Judgement, judge
+from r1mac.prepare.opening import Opened, Prepared, open_engine, prepare, reopened, replanned, with_kept_prompts
+from r1mac.prepare.planning import Judgement, judge, judge_wish
 from r1mac.prepare.target import Target, find_in_store, store_of, stored_target
 from r1mac.server.admission import safe_tokens
-from r1mac.server.asked import Asked, BadRequest
+from r1mac.server.asked import Asked
+from r1mac.server.contexts import ContextChoices, longest_tokens
 from r1mac.server.lanes import Lane, Solo
-from r1mac.server.state import ServedModel, WorkerState
+from r1mac.server.room import Loaded
+from r1mac.server.state import Contexts, ServedModel
 from r1mac.settings import Settings
 
 if TYPE_CHECKING:
-    from r1mac.engine.events import GenerationStats
     from r1mac.engine.load import Engine
     from r1mac.engine.prompt import PromptTemplate
     from r1mac.engine.tokenizer import Tokenizer
     from r1mac.hub.store import StoredModel
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A model that is loaded, as the worker needs it.
-
-    Attributes:
-        name: what clients call it.
-        defaults: what is asked of it where a request says nothing.
-        context_tokens: the longest conversation that memory is planned for.
-        safe_tokens: how long a prompt may be so that a typical thought and its answer have room behind it.
-        make_lane: makes what writes its replies. On the worker's thread.
-        count: tells how many tokens the prompt of a request has. Any thread.
-        vocab_size: how many tokens it knows.
-        held_bytes: tells what is held in memory now. Any thread.
-        plan: its memory.
-        learn: is told of each reply that was written alone.
-    """
+class _Opened(NamedTuple):
+    """The model that is open."""
 
     name: str
-    defaults: GenerateRequest
-    context_tokens: int
-    safe_tokens: int
-    make_lane: Callable[[], Lane]
-    count: Callable[[GenerateRequest], int]
-    vocab_size: int
-    held_bytes: Callable[[], int] = lambda: 0
-    plan: MemoryPlan | None = None
-    learn: "Callable[[GenerationStats], None]" = lambda _stats: None
-
-    def request(self, asked: Asked) -> GenerateRequest:
-        """Return what the engine is asked.
-
-        Raises:
-            BadRequest: a value is outside what it can mean for this model.
-        """
-        request = asked.request(self.defaults)
-        beyond = [token_id for token_id, _ in request.sampling.logit_bias if token_id >= self.vocab_size]
-        if beyond:
-            raise BadRequest(
-                f"logit_bias names token {beyond[0]}, and the model has {self.vocab_size}", field="logit_bias"
-            )
-        return request
-
-    def told_in(self, state: WorkerState) -> WorkerState:
-        """Return *state* with what is known of this model. Any thread."""
-        state = replace(
-            state,
-            phase="ready" if state.phase == "empty" else state.phase,
-            model=self.name,
-            context_tokens=self.context_tokens,
-            safe_tokens=self.safe_tokens,
-            used_bytes=self.held_bytes(),
-        )
-        plan = self.plan
-        if plan is None:
-            return state
-        return replace(
-            state,
-            weight_bytes=plan.weight_bytes + plan.draft_bytes,
-            cache_bytes=plan.kv_cache_bytes + plan.kept_prompts_bytes,
-            scratch_bytes=plan.prefill_scratch_bytes,
-            budget_bytes=plan.budget_bytes,
-            limit_bytes=plan.limit_bytes,
-        )
-
-
-class Room(Protocol):
-    """What the worker needs of an engine room: ``EngineRoom``, or a stand-in."""
-
-    def find(self, name: str | None) -> str:
-        """Return the name of the model that a client calls *name*; None for the one that there is. Any thread.
-
-        Raises:
-            UnknownModel: it is not here.
-        """
-
-    def check(self, name: str) -> None:
-        """Do nothing, if the model could be opened now.
-
-        Raises:
-            R1MacError: it does not fit, or its files are damaged.
-        """
-
-    def open(self, name: str) -> Generator[PrepareEvent, None, Loaded]:
-        """Load a model; no other may be open. On the worker's thread.
-
-        Raises:
-            R1MacError: it cannot be loaded.
-        """
-
-    def close(self) -> None:
-        """Let go of the model that is open, in order. On the worker's thread."""
-
-    def models(self, loaded: Loaded | None) -> tuple[ServedModel, ...]:
-        """Return the models that can be asked for, the loaded one first. Any thread."""
-
-    def count(self, name: str, asked: Asked) -> int:
-        """Return how many tokens a prompt has for a model that is not loaded. Any thread.
-
-        Raises:
-            BadCheckpoint: its tokenizer or template is damaged.
-        """
+    prepared: Prepared
+    opened: Opened
 
 
 class EngineRoom:
@@ -156,6 +61,8 @@ class EngineRoom:
         self._held = contextlib.ExitStack()
         self._counters: dict[str, Callable[[GenerateRequest], int]] = {}
         self._lock = threading.Lock()
+        self._contexts = ContextChoices(self._usual)
+        self._opened: _Opened | None = None
         self._latest = None if self._first is None else _name_of(self._first.judgement.wish.target)
 
     def find(self, name: str | None) -> str:
@@ -174,26 +81,51 @@ class EngineRoom:
 
     def check(self, name: str) -> None:
         """Do nothing, if the model could be opened now; as ``Room.check``."""
-        if self._first is None or name != _name_of(self._first.judgement.wish.target):
-            self._judge(name)
+        judgement = self._contexts.judgement(name)
+        if judgement is None and not self._is_first(name):
+            judgement = self._usual(name)
+        if judgement is not None:
+            judgement.require()
 
     def open(self, name: str) -> Generator[PrepareEvent, None, Loaded]:
         """Load a model; as ``Room.open``."""
-        prepared = self._first
-        if prepared is None or name != _name_of(prepared.judgement.wish.target):
-            prepared = with_kept_prompts((yield from prepare(self._judge(name), self._machine, self._settings)))
+        prepared = yield from self._prepared(name)
         try:
-            engine = yield from open_engine(prepared, self._machine, self._held, force=self._force)
+            opened = yield from open_engine(prepared, self._machine, self._held, force=self._force)
         except BaseException:
             self.close()
             raise
         self._latest = name
-        return _loaded(name, engine, prepared)
+        return self._entered(_Opened(name, prepared, opened))
+
+    def resize(self) -> Loaded | None:
+        """Have the model that is open go on with the context that was chosen for it; as ``Room.resize``."""
+        former = self._opened
+        assert former is not None
+        judgement = self._contexts.judgement(former.name) or self._usual(former.name)
+        judgement.require()
+        prepared = replanned(former.prepared, judgement)
+        opened = reopened(former.opened, former.prepared, prepared, self._machine, force=self._force)
+        return None if opened is None else self._entered(_Opened(former.name, prepared, opened))
+
+    def choose_context(self, name: str, context_tokens: int, *, of_request: bool = False) -> None:
+        """Have a model planned with another context; as ``Room.choose_context``."""
+        self._contexts.choose(name, context_tokens, of_request=of_request)
+
+    def undo_context(self, name: str, context_tokens: int) -> None:
+        """Take the choice of that context back; as ``Room.undo_context``."""
+        self._contexts.undo(name, context_tokens)
+
+    def contexts(self, name: str, loaded: Loaded | None) -> Contexts:
+        """Return how long conversations with a model may be; as ``Room.contexts``."""
+        in_use = loaded.context_tokens if loaded is not None and loaded.name == name else None
+        return self._contexts.told(name, in_use)
 
     def close(self) -> None:
         """Let go of the model that is open, in order; as ``Room.close``. Nothing else may name it any more."""
         from r1mac.engine.memory.limits import let_go
 
+        self._opened = None
         let_go()
         self._held.close()
 
@@ -219,22 +151,52 @@ class EngineRoom:
         from r1mac.engine.prompt import PromptTemplate
         from r1mac.engine.tokenizer import Tokenizer
 
-        first = self._first
-        is_first = first is not None and name == _name_of(first.judgement.wish.target)
-        folder = first.folder if first is not None and is_first else store_of(self._settings).folder(name)
+        folder = self._first.folder if self._first and self._is_first(name) else store_of(self._settings).folder(name)
         tokenizer = Tokenizer(folder)
         template = PromptTemplate(folder, tokenizer)
         return _counting(tokenizer, template)
 
-    def _judge(self, name: str) -> Judgement:
-        """Return the plan of a stored model.
+    def _is_first(self, name: str) -> bool:
+        """Tell whether it is the model that the server was started with."""
+        return self._first is not None and name == _name_of(self._first.judgement.wish.target)
+
+    def _usual(self, name: str) -> Judgement:
+        """Return the plan of a model as the server's settings have it, whether or not it fits.
+
+        Raises:
+            R1MacError: its files are damaged.
+        """
+        hardware = self._machine.profile()
+        if self._first is not None and self._is_first(name):
+            return judge_wish(self._first.judgement.wish, hardware)
+        return judge(stored_target(name), self._settings, hardware)
+
+    def _prepared(self, name: str) -> Generator[PrepareEvent, None, Prepared]:
+        """Find what there is of a model, with the context that was chosen for it.
 
         Raises:
             R1MacError: it does not fit, or its files are damaged.
         """
-        judgement = judge(stored_target(name), self._settings, self._machine.profile())
+        judgement = self._contexts.judgement(name)
+        if self._first is not None and self._is_first(name):
+            if judgement is None:
+                return self._first
+            judgement.require()
+            return replanned(self._first, judgement)
+        judgement = judgement or self._usual(name)
         judgement.require()
-        return judgement
+        return with_kept_prompts((yield from prepare(judgement, self._machine, self._settings)))
+
+    def _entered(self, entered: _Opened) -> Loaded:
+        """Note what is open now, and return it as the worker needs it."""
+        name, judgement = entered.name, entered.prepared.judgement
+        self._opened = entered
+        self._contexts.settle(name, judgement.plan.context_tokens)
+        free = judgement.wish.context_tokens is None
+        return replace(
+            _loaded(name, entered.opened.engine, entered.prepared),
+            may_grow=lambda: self._contexts.may_grow(name, free=free),
+        )
 
     def _only(self) -> str:
         """Return the one model of the store."""
@@ -260,12 +222,18 @@ def _loaded(name: str, engine: "Engine", prepared: Prepared) -> Loaded:
             return Solo(engine.session(keeps_prompts=True))
         return engine.batch(plan.parallel, kept_prompts_bytes=plan.kept_prompts_bytes)
 
+    def refit_lane(lane: Lane) -> None:
+        writer: Any = lane.session if isinstance(lane, Solo) else lane
+        engine.refit(writer, kept_prompts_bytes=plan.kept_prompts_bytes)
+
     return Loaded(
         name=name,
         defaults=_defaults(prepared),
         context_tokens=plan.context_tokens,
         safe_tokens=safe_tokens(plan.context_tokens, wish.typical_answer_tokens),
         make_lane=make_lane,
+        refit_lane=refit_lane,
+        longest_tokens=longest_tokens(judgement),
         count=_counting(engine.tokenizer, engine.template),
         vocab_size=engine.tokenizer.vocab_size,
         held_bytes=held_bytes,

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import traceback
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import TypeAlias
 
@@ -78,6 +79,13 @@ def hand_over(items: Sequence[tuple[Job, Event | Exception]]) -> None:
         # The loop is closed: the server has gone, and nobody reads any more.
         for job, _ in items:
             job.control.cancel()
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Let go of what the functions named that *error* came through, a model for one, before others are given it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _put_all(items: Sequence[tuple[Job, Event | Exception]]) -> None:

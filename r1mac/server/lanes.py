@@ -51,12 +51,15 @@ class Solo:
     """One reply at a time, with all that a session has: drafts, its memory minded, what was read kept on the SSD.
 
     A reply that is paused keeps its place, and its memory: the others wait.
+
+    Attributes:
+        session: what writes them.
     """
 
     slots = 1
 
     def __init__(self, session: Generates) -> None:
-        self._session = session
+        self.session = session
         self._tickets = itertools.count()
         self._ticket = 0
         self._events: Iterator[Event] | None = None
@@ -68,7 +71,7 @@ class Solo:
     def submit(self, request: GenerateRequest, control: Control) -> int:
         """Take a request and return its ticket; what is wrong with it is known at its first step."""
         assert self._events is None
-        self._events, self._ticket = self._session.generate(request, control), next(self._tickets)
+        self._events, self._ticket = self.session.generate(request, control), next(self._tickets)
         return self._ticket
 
     def step(self) -> Iterator[tuple[int, Outcome]]:

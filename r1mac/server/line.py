@@ -8,17 +8,16 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from r1mac.engine.request import GenerateRequest
 from r1mac.server.job import Job
 from r1mac.server.tally import never_begun
 
 
 class Waiting(NamedTuple):
-    """A job that has not begun. *request* is known once it was looked at with its model loaded."""
+    """A job that has not begun. Its prompt's length is known once it was looked at with its model loaded."""
 
     job: Job
     model: str
-    request: GenerateRequest | None = None
+    prompt_tokens: int | None = None
 
 
 class Line:
@@ -28,7 +27,8 @@ class Line:
         changed: guards the line, and wakes who waits for it; whoever watches more than the line holds it meanwhile.
 
     Args:
-        look: finds the model that a job asks for, and its request; what it raises is the job's. On the line's thread.
+        look: finds the model that a job asks for, and its prompt's length; what it raises is the job's. On the line's
+            thread.
         fail: tells a job what became of it.
     """
 

@@ -1,7 +1,8 @@
 """Ollama's chat and generate: https://github.com/ollama/ollama/blob/main/docs/api.md.
 
-A thought is in ``thinking`` unless ``think`` is false; a level bounds it as OpenAI's efforts do. Where an option is not
-followed, the last line says so in ``r1mac.notices``.
+A thought is in ``thinking`` unless ``think`` is false; a level bounds it as OpenAI's efforts do. A ``num_ctx`` up to
+the context that there is needs nothing; a larger one has it grow where nobody chose a context (``server.contexts``).
+Where an option is not followed, the last line says so in ``r1mac.notices``.
 """
 
 import json
@@ -76,18 +77,24 @@ _REFUSED = {
 }
 
 
-def unheard(body: Mapping[str, Any], context_tokens: int | None) -> tuple[str, ...]:
-    """Return what of the options is not followed, a sentence each; *context_tokens* is what memory is planned for."""
+def unheard(body: Mapping[str, Any], context_tokens: int | None, longest_tokens: int | None = None) -> tuple[str, ...]:
+    """Return what of the options is not followed, a sentence each.
+
+    Args:
+        body: the request.
+        context_tokens: the context that the reply is written in.
+        longest_tokens: the longest that would fit.
+    """
     options = body.get("options")
     if not isinstance(options, dict):
         return ()
     said = [f"the option {name} is not followed" for name in _UNHEARD if options.get(name)]
     wanted = options.get("num_ctx")
-    if context_tokens is not None and isinstance(wanted, int) and wanted > context_tokens:
-        said.append(
-            f"num_ctx is {wanted:,}, and memory is planned for {context_tokens:,} tokens; "
-            f"more would take `r1mac serve --context {wanted}`"
-        )
+    if context_tokens is not None and isinstance(wanted, int | float) and wanted > context_tokens:
+        told = f"num_ctx is {wanted:,}, and memory is planned for {context_tokens:,} tokens"
+        if longest_tokens is not None and longest_tokens > context_tokens:
+            told += f"; {longest_tokens:,} would fit, and are chosen on the page or with POST /r1mac/context"
+        said.append(told)
     return tuple(said)
 
 
@@ -106,6 +113,7 @@ def _asked(fields: Fields, **said: Any) -> Asked:
         logprobs=(logprobs or 0) if fields.boolean("logprobs") else None,
         answer_format=_format(fields),
         stream=True if stream is None else stream,
+        context_tokens=options.integer("num_ctx"),
         keep_loaded_seconds=_keep_alive(fields),
         **said,
     )

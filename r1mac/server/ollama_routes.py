@@ -5,7 +5,6 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -95,8 +94,13 @@ def _endpoint(replies: Replies, api: _Api) -> Callable[[Request], Any]:
             asked = api.parse(body)
             if not asked.messages and asked.raw_prompt is None:
                 return await _load(replies, api, asked)
-            notices = ollama.unheard(body, replies.worker.state().context_tokens)
-            writer = partial(ollama.Writer, kind=api.kind, begun_at_s=begun_at_s, notices=notices)
+
+            def writer(reply_id: str, asked: Asked, **said: Any) -> ollama.Writer:
+                # Made when the reply begins: the context may have grown for it.
+                state = replies.worker.state()
+                notices = ollama.unheard(body, state.context_tokens, state.longest_context_tokens)
+                return ollama.Writer(reply_id, asked, **said, kind=api.kind, begun_at_s=begun_at_s, notices=notices)
+
             return replies.answer(asked, _dialect(api, writer))
         except (BadRequest, R1MacError) as error:
             return error_response(error, ollama.error_body)
@@ -125,7 +129,13 @@ async def _load(replies: Replies, api: _Api, asked: Asked) -> Response:
     said = JSONResponse(ollama.loaded(api.kind, asked.model or "", stays=stays))
     if not stays and not any(model.loaded for model in await _named(replies, asked.model)):
         return said
-    wanted = Asked(model=asked.model, raw_prompt="Hi", max_tokens=1, keep_loaded_seconds=kept)
+    wanted = Asked(
+        model=asked.model,
+        raw_prompt="Hi",
+        max_tokens=1,
+        context_tokens=asked.context_tokens,
+        keep_loaded_seconds=kept,
+    )
     job = Job(f"ollama-load-{secrets.token_hex(8)}", wanted)
     replies.worker.submit(job)
     try:

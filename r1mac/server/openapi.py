@@ -9,6 +9,7 @@ from starlette.routing import Route
 
 from r1mac import __version__
 from r1mac.server import openapi_openai, openapi_others
+from r1mac.server.contexts import LEAST_CONTEXT_TOKENS, MOST_CONTEXT_TOKENS
 from r1mac.server.openapi_words import Json, array, boolean, choice, integer, maybe, number, obj, ref, string
 
 _EVERYWHERE = (401, 403, 500)
@@ -65,6 +66,7 @@ def _paths() -> Json:
         "/v1/models": {"get": _get("models", "ModelList", "The models that can be asked for")},
         "/v1/models/{model}": {"get": _get("model", "Model", "One of them", parameter="model")},
         "/r1mac/state": {"get": _get("state", "State", "What the server does now")},
+        "/r1mac/context": {"get": _context(), "post": _choose_context()},
         "/r1mac/replies": {"get": _get("replies", "Replies", "The replies at work")},
         "/r1mac/replies/{reply}": {"get": _get("reply", "Reply", "One of them", parameter="reply")},
         **{f"/r1mac/replies/{{reply}}/{wish}": {"post": _wish(wish, text)} for wish, text in _WISHES.items()},
@@ -140,6 +142,24 @@ def _hint() -> Json:
     }
 
 
+def _context() -> Json:
+    return {
+        "operationId": "context",
+        "summary": "How long conversations with a model may be",
+        "parameters": [{"name": "model", "in": "query", "required": False, "schema": string()}],
+        "responses": {"200": _answer(ref("Context"), "What is planned, and what may be"), **_errors(404)},
+    }
+
+
+def _choose_context() -> Json:
+    return {
+        "operationId": "chooseContext",
+        "summary": "Choose another context; it comes into force when the replies at work have ended",
+        "requestBody": _body("ContextChoice"),
+        "responses": {"202": _answer(ref("Context"), "It fits"), **_errors(400, 404, 413, 415, 503)},
+    }
+
+
 def _health() -> Json:
     described = _answer(ref("Health"), "Idle, or getting on")
     stuck = _answer(ref("Health"), "Nothing was written for a minute, or the server is stopping")
@@ -209,6 +229,25 @@ _SCHEMAS: dict[str, Json] = {
         waiting=_COUNT,
         safe_tokens=maybe(integer()),
         context_tokens=maybe(_COUNT),
+        next_context_tokens=maybe(_COUNT),
+        longest_context_tokens=maybe(_COUNT),
+    ),
+    "Context": obj(
+        model=string(),
+        loaded=boolean(),
+        context_tokens=_COUNT,
+        next_context_tokens=maybe(_COUNT),
+        chosen=boolean(),
+        model_context_tokens=_COUNT,
+        longest_context_tokens=_COUNT,
+        kv_bits=_COUNT,
+        budget_bytes=integer(),
+        problem=maybe(string()),
+        offers=array(obj(context_tokens=_COUNT, total_bytes=_COUNT, fits=boolean())),
+    ),
+    "ContextChoice": obj(
+        context_tokens=integer(minimum=LEAST_CONTEXT_TOKENS, maximum=MOST_CONTEXT_TOKENS),
+        optional={"model": string()},
     ),
     "Replies": obj(replies=array(ref("Reply"))),
     "Reply": obj(

@@ -19,6 +19,7 @@ _ANTHROPIC_SAMPLING = {name: SAMPLING[name] for name in ("temperature", "top_p",
 
 _OLLAMA_OPTIONS = obj(
     optional={
+        "num_ctx": integer(maximum=_MOST, minimum=-_MOST),
         "num_predict": one_of(integer(minimum=1, maximum=_MOST), {"enum": [-1, -2]}),
         "temperature": number(minimum=0, maximum=LONGEST_NUMBER),
         "top_p": number(exclusiveMinimum=0, maximum=1),

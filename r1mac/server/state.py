@@ -34,6 +34,50 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContextOffer:
+    """A context that may be chosen, and what the model would need with it in all.
+
+    Attributes:
+        fits: whether this computer has as much, and the model knows contexts of that length.
+    """
+
+    context_tokens: int
+    total_bytes: int
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contexts:
+    """How long conversations with one model are, and may be.
+
+    Attributes:
+        model: its name.
+        loaded: whether it is in memory now.
+        context_tokens: what memory is planned for; where the model is not loaded, what it would be loaded with.
+        next_context_tokens: what was chosen and comes into force when the replies at work have ended.
+        chosen: whether somebody chose it since the server began.
+        model_context_tokens: the longest that the model knows.
+        longest_context_tokens: the longest that fits; 0 where nothing does.
+        kv_bits: width of the cache.
+        budget_bytes: what may be used.
+        problem: why the latest choice did not come into force.
+        offers: some lengths to choose from, the shortest first.
+    """
+
+    model: str
+    loaded: bool
+    context_tokens: int
+    next_context_tokens: int | None = None
+    chosen: bool = False
+    model_context_tokens: int
+    longest_context_tokens: int
+    kv_bits: int
+    budget_bytes: int
+    problem: str | None = None
+    offers: tuple[ContextOffer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerState:
     """What the worker does at one moment.
 
@@ -47,6 +91,8 @@ class WorkerState:
         progress_at_s: when a token or a step of a prompt was last finished, by the monotonic clock.
         tokens_per_s: what all replies together write lately.
         context_tokens: the longest conversation that memory is planned for, a reply included.
+        next_context_tokens: what that becomes when the replies at work have ended, if somebody chose another.
+        longest_context_tokens: the longest that would fit.
         safe_tokens: how long a prompt may be and still leave room for thought and answer.
         weight_bytes: of the plan, the weights.
         cache_bytes: of the plan, the cache of full contexts.
@@ -71,6 +117,8 @@ class WorkerState:
     progress_at_s: float | None = None
     tokens_per_s: float | None = None
     context_tokens: int | None = None
+    next_context_tokens: int | None = None
+    longest_context_tokens: int | None = None
     safe_tokens: int | None = None
     weight_bytes: int | None = None
     cache_bytes: int | None = None
@@ -104,6 +152,24 @@ class WorkerLike(Protocol):
 
     def models(self) -> tuple[ServedModel, ...]:
         """Return the models that can be asked for, the loaded one first. Any thread; reads the disk."""
+
+    def contexts(self, model: str | None) -> Contexts:
+        """Return how long conversations with *model* may be. Any thread; reads the disk.
+
+        Args:
+            model: as a client calls it; None for the one that there is.
+
+        Raises:
+            R1MacError: it is not here, or its files are damaged.
+        """
+
+    def choose_context(self, model: str | None, context_tokens: int) -> Contexts:
+        """Have *model* planned with another context, from when the replies at work have ended. As ``contexts``.
+
+        Raises:
+            DoesNotFit: there is no memory for it; the former one goes on.
+            Refused: the server stops.
+        """
 
     async def count_tokens(self, asked: "Asked") -> int:
         """Return how many tokens the prompt of *asked* has."""

@@ -63,7 +63,37 @@ def test_without_a_thought(llama, server):
     assert (sent.think, sent.max_tokens, sent.sampling.temperature, sent.sampling.seed) == (False, 50, 0, 7)
 
 
-def test_a_context_that_is_not_planned_for(llama, server):
+def test_a_context_within_the_one_that_there_is(llama):
+    """Most clients send one with every request: nothing is to be said of it."""
+    for wanted in (2048, CONTEXT_TOKENS):
+        reply = llama.chat(MODEL, QUESTION, options={"num_ctx": wanted})
+        assert reply.message.content == ANSWER
+        assert not hasattr(reply, "r1mac")
+    assert llama.ps().models[0].context_length == CONTEXT_TOKENS
+
+
+def test_a_longer_context_is_had_as_far_as_it_fits_and_stays(llama):
+    """As with Ollama, but never back: clients that alternate have it changed once."""
+    with served(Reciter(said)) as server:
+        server.room.context_tokens = 1000
+        client = ollama.Client(host=url_of(server))
+        long = [{"role": "user", "content": f"{'North ' * 2000} What is 2+2?"}]
+        with pytest.raises(ollama.ResponseError, match="planned for 1000"):
+            client.chat(MODEL, long)
+        for wanted in (6000, 2048, 8000):
+            reply = client.chat(MODEL, long, options={"num_ctx": wanted})
+            assert not hasattr(reply, "r1mac")
+        assert client.ps().models[0].context_length == 8192
+        assert server.room.opened == [MODEL, f"{MODEL}:8192"]
+        # A request without a question may ask for it, too.
+        assert client.generate(MODEL, options={"num_ctx": 30_000}).done_reason == "load"
+        assert client.ps().models[0].context_length == 32_768
+        with pytest.raises(ollama.ResponseError, match="num_ctx must be a whole number"):
+            client.chat(MODEL, QUESTION, options={"num_ctx": 4096.5})
+        client.close()
+
+
+def test_a_context_that_there_is_no_memory_for(llama, server):
     """What cannot be followed is told beside the answer, where the client does not stumble over it."""
     options = {"num_ctx": 1_000_000}
 

@@ -82,12 +82,13 @@ BODIES = {
     "/api/chat": {
         "model": "reciter",
         "messages": [{"role": "user", "content": "x", "images": []}],
-        "options": {"temperature": 0.1, "num_predict": 3, "stop": ["x"]},
+        "options": {"temperature": 0.1, "num_predict": 3, "stop": ["x"], "num_ctx": 4096},
         "format": "json",
         "think": "low",
     },
     "/api/generate": {"model": "reciter", "prompt": "x", "system": "y", "stream": False, "options": {"seed": 1}},
     "/r1mac/markup": {"text": "# x $y$"},
+    "/r1mac/context": {"model": "reciter", "context_tokens": 4096},
 }
 JUNK = (
     *(None, True, 0, -1, 1.5, 1e308, -(2**70), 10**400, "", "x", "\x00", "🙂" * 50, "</think>", "\u2028"),

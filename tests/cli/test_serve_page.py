@@ -1,7 +1,6 @@
 """The page as a person uses it, in headless Chromium, with a model that recites."""
 
 import contextlib
-import shutil
 import socket
 import threading
 import time
@@ -15,12 +14,11 @@ from r1mac.engine.request import GenerateRequest
 from r1mac.errors import DoesNotFit
 from r1mac.server.app import make_app
 from r1mac.server.job import Job
-from r1mac.server.state import ServedModel, WorkerState
+from r1mac.server.state import ContextOffer, Contexts, ServedModel, WorkerState
 from r1mac.units import GIB
+from tests.browsers import NEEDS_CHROMIUM, chromium
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (apt-get install chromium)")
+pytestmark = NEEDS_CHROMIUM
 
 ANSWER = r"""Two and two. **Let me** count: \(1 + 1 + 1 + 1\).
 </think>
@@ -96,6 +94,22 @@ class Reciter:
     def models(self) -> tuple[ServedModel, ...]:
         return (ServedModel(name="tiny", title="Tiny R1", loaded=True), ServedModel(name="small", title="Small R1"))
 
+    def contexts(self, model: str | None) -> Contexts:
+        offers = (ContextOffer(context_tokens=tokens, total_bytes=34 * GIB, fits=True) for tokens in (4096, 32_768))
+        return Contexts(
+            model=model or "tiny",
+            loaded=model == "tiny",
+            context_tokens=32_768,
+            model_context_tokens=32_768,
+            longest_context_tokens=32_768,
+            kv_bits=16,
+            budget_bytes=43 * GIB,
+            offers=tuple(offers),
+        )
+
+    def choose_context(self, model: str | None, context_tokens: int) -> Contexts:
+        raise NotImplementedError
+
     async def count_tokens(self, asked: object) -> int:
         raise NotImplementedError
 
@@ -125,16 +139,8 @@ def _url(worker):
 
 @pytest.fixture(name="browser", scope="module")
 def _browser():
-    quiet = ["quic", "background-networking", "component-update", "sync", "gpu"]
-    # What makes MLX fast on Linux is not for a browser.
-    with contextlib.ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        patch.delenv("LD_PRELOAD", raising=False)
-        started = stack.enter_context(playwright.sync_playwright())
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-        )
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(name="tab", scope="module")
@@ -351,7 +357,7 @@ def test_conversations_are_listed_renamed_exported_and_deleted(page):
 
 
 def test_memory_and_context_are_shown(page):
-    page.get_by_text("32,768 tokens of context").wait_for()
+    page.get_by_role("combobox", name="Context").get_by_text("32K context").wait_for(state="attached")
     meter = page.get_by_role("meter", name="Memory")
     meter.wait_for()
     assert meter.get_attribute("aria-valuetext") == "33.0 GiB used, 34.0 GiB planned, limit 48.0 GiB"

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,6 +165,29 @@ def test_models_of_the_store_are_loaded_when_they_are_asked_for(
     shutil.rmtree(tmp_path / "store" / "two")
     assert server.ask("/v1/chat/completions", {**STORY, "model": "two"}).status == 404
     assert server.chat("Hi")["model"] == "one"
+
+
+def test_another_context_is_chosen_while_a_reply_is_written(tiny: Path, serve: Callable[..., Serving]) -> None:
+    """The reply ends in order; what was too long for the former context is answered in the new one, by a real model."""
+    server = serve(str(tiny), "--context", "512")
+    long = {"messages": [{"role": "user", "content": "North " * 400}], "max_tokens": 4}
+    refused = json.load(server.ask("/v1/chat/completions", long))["error"]
+    assert (refused["code"], "planned for 512" in refused["message"]) == ("context_length_exceeded", True)
+    planned_bytes = server.state()["cache_bytes"]
+    story = server.ask("/v1/chat/completions", {**STORY, "logit_bias": {"1": -100}})
+    assert story.readline().startswith(b"data: ")
+
+    too_much = server.ask("/r1mac/context", {"context_tokens": 1_000_000})
+    assert (too_much.status, json.load(too_much)["error"]["param"]) == (400, "context_tokens")
+    assert server.ask("/r1mac/context", {"context_tokens": 4096}).status == 202
+
+    answer: dict[str, Any] = json.load(server.ask("/v1/chat/completions", long))
+    assert answer["usage"]["prompt_tokens"] > 512
+    assert story.read().rstrip().endswith(b"data: [DONE]")
+    state = server.state()
+    assert (state["context_tokens"], state["next_context_tokens"]) == (4096, None)
+    assert state["cache_bytes"] > planned_bytes  # type: ignore[operator]
+    assert json.load(server.ask("/api/ps"))["models"][0]["context_length"] == 4096
 
 
 def test_only_those_with_the_key_are_answered(tiny: Path, serve: Callable[..., Serving], r1mac: R1mac) -> None:

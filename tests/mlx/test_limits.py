@@ -1,5 +1,6 @@
 """MLX's own limits: what the plan wants, in which order they are set, and that they are put back."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -106,12 +107,28 @@ def test_limits_are_set_in_order_and_put_back_when_an_answer_fails(recording):
 
 def test_a_device_without_a_working_set_is_left_alone(recording):
     mlx = recording({"device_name": "AMD EPYC", "architecture": "x86_64"})
-    with limits.limited(plan_of("70b", M4_MAX_128)) as chosen:
-        assert chosen is None
+    with limits.limited(plan_of("70b", M4_MAX_128)) as limiting:
+        assert limiting.limits is None
     assert mlx.calls == []
 
 
 def test_this_computer_answers_device_info():
     """The real library is asked once: the name that r1mac takes exists, and a CPU is left alone or a GPU is limited."""
-    with limits.limited(plan_of("8b", M2_ULTRA_192)) as chosen:
-        assert chosen is None or chosen.memory_bytes > 0
+    with limits.limited(plan_of("8b", M2_ULTRA_192)) as limiting:
+        assert limiting.limits is None or limiting.limits.memory_bytes > 0
+
+
+def test_another_plan_of_a_loaded_model_changes_the_limits_and_the_first_ones_come_back(recording):
+    """What is wired follows the plan up and down, after what is at work; at the end all is as before the model."""
+    mlx = recording(device(M4_MAX_128))
+    small, large = plan_of("70b", M4_MAX_128, context_tokens=4096), plan_of("70b", M4_MAX_128, context_tokens=131072)
+    small = replace(small, weight_bytes=small.weight_bytes // 2)  # less than half of the memory: not wired
+    with limits.limited(small) as limiting:
+        assert mlx.values["wired"] == 0
+        limiting.follow(large)
+        assert mlx.values["wired"] == large.total_bytes + GIB
+        assert mlx.calls.index("synchronize") < mlx.calls.index("wired")
+        limiting.follow(small)
+        assert mlx.values["wired"] == 0
+        limiting.follow(large)
+    assert mlx.values == {"memory": 100, "cache": 90, "wired": 0}

@@ -18,8 +18,9 @@ from r1mac.prepare.opening import Prepared, prepare
 from r1mac.prepare.planning import judge
 from r1mac.prepare.target import resolve
 from r1mac.server.asked import Asked
-from r1mac.server.engine_room import EngineRoom, Loaded
+from r1mac.server.engine_room import EngineRoom
 from r1mac.server.lanes import Lane
+from r1mac.server.room import Loaded
 from r1mac.settings import Settings
 from tests.sessions import finished
 

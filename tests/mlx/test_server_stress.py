@@ -26,7 +26,7 @@ from tests.serving import RecitingRoom, told
 from tests.sessions import text
 
 if TYPE_CHECKING:
-    from r1mac.server.engine_room import Loaded
+    from r1mac.server.room import Loaded
 
 CLIENTS = int(os.environ.get("R1MAC_CLIENTS", "16"))
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

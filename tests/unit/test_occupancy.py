@@ -83,6 +83,19 @@ def test_force_goes_on_knowingly(tmp_path, other):
     assert [occupancy.held_by(others) for others in told] == [f"40.0 GiB for R1 70B (process {other.pid})"]
 
 
+def test_a_plan_that_changes_is_told_and_judged_beside_the_others_alone(tmp_path, other):
+    """What this process held before does not count against it, and still is held where there is no room for more."""
+    with occupy(tmp_path, 8) as occupied:
+        for planned_gib, fits in ((10, True), (11, False), (4, True)):
+            held = [holder.planned_bytes for holder in occupancy.holders(tmp_path)]
+            sizes = {"planned_bytes": planned_gib * GIB, "budget_bytes": 50 * GIB, "wired_limit_bytes": 60 * GIB}
+            with contextlib.nullcontext() if fits else pytest.raises(DoesNotFit, match=r"11\.0 GiB of 50\.0"):
+                occupied.hold(**sizes)
+            now = [holder.planned_bytes for holder in occupancy.holders(tmp_path)]
+            assert now == ([40 * GIB, planned_gib * GIB] if fits else held)
+    assert len(occupancy.holders(tmp_path)) == 1
+
+
 def test_a_killed_process_holds_nothing(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()

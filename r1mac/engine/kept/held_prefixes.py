@@ -56,6 +56,11 @@ class HeldPrefixes(Generic[_Held]):
         while self._held and self.nbytes > limit_bytes:
             del self._held[0]
 
+    def limit(self, limit_bytes: int) -> None:
+        """Have all take at most *limit_bytes* from now on."""
+        self.limit_bytes = limit_bytes
+        self.shrink(limit_bytes)
+
     def longest(self, token_ids: Sequence[int]) -> tuple[_Held | None, int]:
         """Return what has the most tokens in common with *token_ids*, and how many those are."""
         shared = [shared_prefix(held.token_ids, token_ids) for held in self._held]

@@ -52,25 +52,54 @@ def choose_limits(plan: MemoryPlan, device_info: Mapping[str, Any]) -> MLXLimits
     )
 
 
-@contextlib.contextmanager
-def limited(plan: MemoryPlan) -> Iterator[MLXLimits | None]:
-    """Set MLX's limits for this process, once and before a model is loaded; put the former ones back at the end."""
-    limits = choose_limits(plan, mx.device_info())
-    if limits is None:
-        yield None
-        return
-    former_memory = mx.set_memory_limit(limits.memory_bytes)
-    former_cache = mx.set_cache_limit(limits.cache_bytes)
-    former_wired = mx.set_wired_limit(limits.wired_bytes) if limits.wired_bytes else None
-    try:
-        yield limits
-    finally:
-        # Nothing may still be computing when the wired set changes.
+class Limiting:
+    """MLX's limits of this process while a model is loaded.
+
+    Attributes:
+        limits: those in force; None where the device states no working set.
+    """
+
+    def __init__(self) -> None:
+        self.limits: MLXLimits | None = None
+        # What was in force before the first of ours.
+        self._former: dict[str, int] = {}
+
+    def follow(self, plan: MemoryPlan) -> None:
+        """Set what *plan* wants: before the model is loaded, or between two replies where its plan has changed."""
+        limits = choose_limits(plan, mx.device_info())
+        if limits is None:
+            return
+        wired_bytes = 0 if self.limits is None else self.limits.wired_bytes
+        if self.limits is not None:
+            # Nothing may still be computing when the wired set changes.
+            mx.synchronize()
+        self._former.setdefault("memory", mx.set_memory_limit(limits.memory_bytes))
+        self._former.setdefault("cache", mx.set_cache_limit(limits.cache_bytes))
+        if limits.wired_bytes != wired_bytes:
+            self._former.setdefault("wired", mx.set_wired_limit(limits.wired_bytes))
+        self.limits = limits
+
+    def end(self) -> None:
+        """Put back what was in force before."""
+        if self.limits is None:
+            return
         mx.synchronize()
-        if former_wired is not None:
-            mx.set_wired_limit(former_wired)
-        mx.set_cache_limit(former_cache)
-        mx.set_memory_limit(former_memory)
+        if "wired" in self._former:
+            mx.set_wired_limit(self._former["wired"])
+        mx.set_cache_limit(self._former["cache"])
+        mx.set_memory_limit(self._former["memory"])
+        self.limits, self._former = None, {}
+
+
+@contextlib.contextmanager
+def limited(plan: MemoryPlan) -> Iterator[Limiting]:
+    """Set MLX's limits for this process before a model is loaded; put the former ones back at the end."""
+    limiting = Limiting()
+    limiting.follow(plan)
+    try:
+        yield limiting
+    finally:
+        limiting.end()
 
 
 def held_bytes() -> int:

@@ -66,6 +66,9 @@ const messageOf = (body) => (typeof body?.error === "string" ? body.error : body
 
 export const models = async () => (await (await call("/v1/models")).json()).data;
 export const state = async (signal) => (await call("/r1mac/state", { signal })).json();
+export const contexts = async (model) => (await call(`/r1mac/context?model=${encodeURIComponent(model)}`)).json();
+export const chooseContext = async (model, tokens) =>
+  (await call("/r1mac/context", { body: { model, context_tokens: tokens } })).json();
 export const markup = async (text) => (await call("/r1mac/markup", { body: { text } })).json();
 
 /** Steers a reply at work: "answer-now", "think-more", "pause", "resume", "cancel" or "hint". */

@@ -1,6 +1,7 @@
 // The page: conversations on the left, one of them on the right, at most one reply at work.
 
 import { models, setApiKey } from "./api.js";
+import { ContextChoice } from "./context.js";
 import { asRequest, newConversation, newReply, titleFrom } from "./conversation.js";
 import { ask, byId, element } from "./elements.js";
 import { Gauge } from "./gauge.js";
@@ -19,7 +20,8 @@ class App {
     this.run = null;
     this.view = null; // of the reply at work, where its conversation is the one on the screen
     this.follow = true;
-    this.gauge = new Gauge((text) => this.say(text));
+    this.context = new ContextChoice((waiting) => this.gauge.setWaiting(waiting));
+    this.gauge = new Gauge((text) => this.say(text), (now) => this.context.hear(now));
     this.options = new Options();
     this.options.onKey = () => this.#connect();
     this.sidebar = new Sidebar({
@@ -255,6 +257,7 @@ class App {
     if (served.some((model) => model.id === chosen)) select.value = chosen;
     this.options.set("model", select.value);
     select.disabled = served.length < 2;
+    if (select.value) this.context.show(select.value);
   }
 
   // Keys, scrolling, theme -------------------------------------------------------------------------
@@ -276,7 +279,10 @@ class App {
       if (event.key === "Escape" && this.run && !document.querySelector("dialog[open]")) this.run.stop();
     });
     byId("new-chat").onclick = () => { this.open(newConversation()); this.sidebar.close(); question.focus(); };
-    byId("model").onchange = (event) => this.options.set("model", event.target.value);
+    byId("model").onchange = (event) => {
+      this.options.set("model", event.target.value);
+      this.context.show(event.target.value);
+    };
     byId("theme").onclick = nextTheme;
     byId("latest").onclick = () => this.#toEnd();
     byId("log").onscroll = () => {
@@ -284,6 +290,8 @@ class App {
       this.follow = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PX;
       byId("latest").hidden = this.follow;
     };
+    // A word below the head takes room from the conversation.
+    new ResizeObserver(() => this.#stickToEnd()).observe(byId("log"));
     // A page that goes takes its reply with it: what came until then is kept.
     addEventListener("pagehide", () => {
       if (!this.run) return;

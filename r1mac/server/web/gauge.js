@@ -2,15 +2,19 @@
 
 import { state } from "./api.js";
 import { byId } from "./elements.js";
-import { count, duration, memory, rate } from "./numbers.js";
+import { duration, memory, rate } from "./numbers.js";
 
+const WAITING_MS = 500;
 const BUSY_MS = 2000;
 const IDLE_MS = 10000;
 
 export class Gauge {
-  constructor(say) {
+  /** `onState(now)` is told what the server says of itself, each time. */
+  constructor(say, onState) {
     this.say = say;
+    this.onState = onState;
     this.busy = false;
+    this.waiting = false;
     document.addEventListener("visibilitychange", () => !document.hidden && this.refresh());
   }
 
@@ -20,18 +24,29 @@ export class Gauge {
     try {
       const now = await state(AbortSignal.timeout(5000));
       this.#show(now);
+      this.onState(now);
       if (this.busy && now.phase === "loading") this.say("Loading the model …");
     } catch {
       byId("gauge").hidden = true;
     }
     clearTimeout(this.timer);
-    if (!document.hidden) this.timer = setTimeout(() => this.refresh(), this.busy ? BUSY_MS : IDLE_MS);
+    const pauseMs = this.waiting ? WAITING_MS : this.busy ? BUSY_MS : IDLE_MS;
+    if (!document.hidden) this.timer = setTimeout(() => this.refresh(), pauseMs);
   }
 
   setBusy(busy) {
     this.busy = busy;
     if (!busy) byId("pace").textContent = "";
     this.refresh();
+  }
+
+  /** Whether something was asked for that the server's state will show. */
+  setWaiting(waiting) {
+    if (waiting && !this.waiting) {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.refresh(), WAITING_MS);
+    }
+    this.waiting = waiting;
   }
 
   /** A reply's own pace, fresher than the server's. */
@@ -41,11 +56,6 @@ export class Gauge {
   }
 
   #show(now) {
-    const context = byId("context");
-    context.textContent = now.context_tokens ? `${count(now.context_tokens)} tokens of context` : "";
-    context.title = now.safe_tokens
-      ? `A conversation of up to ${count(now.safe_tokens)} tokens leaves room for thought and answer.`
-      : "";
     const planned = (now.weight_bytes ?? 0) + (now.cache_bytes ?? 0) + (now.scratch_bytes ?? 0);
     const limit = now.limit_bytes ?? now.budget_bytes;
     byId("gauge").hidden = !limit || (!planned && !now.used_bytes);
