@@ -25,9 +25,9 @@ _VALUES_IN_CACHE = 2**16
 # The smallest step between two values that MLX allows.
 _LEAST_STEP = np.float32(1e-7)
 _WORD_BITS, _OCTET_BITS = 32, 8
-# Octets that are worked on as one number, and the lowest bit of each.
+# Octets that are worked on as one number.
 _OCTETS = 8
-_LOWEST_OF_EACH = np.uint64(0x0101010101010101)
+_NONE = np.empty(0, np.intp)
 # Rows of the transpose made at once: they stay in a core's own cache.
 _ROWS_AT_ONCE = 256
 
@@ -90,16 +90,19 @@ def quantize_groups(groups: Array, widths: Sequence[Quantization], into: Sequenc
         values = _columns(groups)
         least, most = values.min(axis=0), values.max(axis=0)
         edge = np.where(np.abs(least) > np.abs(most), least, most)
-        grids = [_grid(least, most, edge, np.float32(2**width.bits - 1)) for width in widths]
+        span, sign = most - least, np.where(edge == most, np.float32(-1), np.float32(1))
+        grids = [_grid(span, edge, sign, np.float32(2**width.bits - 1)) for width in widths]
         # The values of groups whose zero is not their end are kept: they are few, and not the same at all widths.
-        odd = [np.flatnonzero(bias != edge) for _, bias in grids]
+        odd = [_NONE if bias is edge else np.flatnonzero(bias != edge) for _, bias in grids]
         kept = [values[:, columns] for columns in odd]
         np.subtract(values, edge, out=values)
-        for width, grid, columns, plain, made in zip(widths, grids, odd, kept, into, strict=True):
-            octets = _octets(values, grid, columns, plain, width.bits)
-            made.codes[:] = _packed(octets, width.bits, len(groups)).T
-            for array, part in zip(made[1:], grid, strict=True):
-                array[:] = _narrowed(part, array.dtype)
+        shared = _narrowed(edge, groups.dtype)
+        for width, (scale, bias), columns, plain, made in zip(widths, grids, odd, kept, into, strict=True):
+            octets = _octets(values, (scale, bias), columns, plain, width.bits)
+            for place, words in enumerate(_packed(octets, width.bits, len(groups))):
+                made.codes[:, place] = words
+            made.scales[:] = _narrowed(scale, groups.dtype)
+            made.biases[:] = shared if bias is edge else _narrowed(bias, groups.dtype)
 
 
 def _octets(above: Array, grid: tuple[Array, Array], odd: Array, plain: Array, bits: int) -> Array:
@@ -116,29 +119,41 @@ def _octets(above: Array, grid: tuple[Array, Array], odd: Array, plain: Array, b
     octets = np.empty((size, -(-count // _OCTETS) * _OCTETS), np.uint8)
     rows = max(_VALUES_IN_CACHE // count, 1)
     buffer = np.empty((rows, count), np.float32)
+    # Steps are rounded so that zero is one of them, and a code may be one too large by it: it is lowered once it is an
+    # octet, where it fits into one. numpy compares with an array much faster than with a number.
+    fits = bits < _OCTET_BITS
+    largest = np.full((rows, count), 2**bits - 1, np.uint8 if fits else np.float32)
     for start in range(0, size, rows):
-        part = above[start : start + rows]
-        steps = buffer[: len(part)]
-        np.divide(part, scale, out=steps)
+        steps, codes = buffer[: size - start], octets[start : start + rows, :count]
+        np.divide(above[start : start + rows], scale, out=steps)
         if odd.size:
             steps[:, odd] = (plain[start : start + rows] - bias[odd]) / scale[odd]
         np.rint(steps, out=steps)
-        if bits == _OCTET_BITS:
-            np.minimum(steps, np.float32(2**bits - 1), out=steps)
-        np.copyto(octets[start : start + rows, :count], steps, casting="unsafe")
-    if bits < _OCTET_BITS:
-        # Steps are rounded so that zero is one of them, and a code may be one too large by it.
-        together = octets.view(np.uint64)
-        together -= (together >> np.uint64(bits)) & _LOWEST_OF_EACH
+        if not fits:
+            np.minimum(steps, largest[: len(steps)], out=steps)
+        np.copyto(codes, steps, casting="unsafe")
+        if fits:
+            np.minimum(codes, largest[: len(codes)], out=codes)
     return octets
 
 
-def _grid(least: Array, most: Array, edge: Array, largest: np.float32) -> tuple[Array, Array]:
-    """Return the step and the zero of each group: one end of its values, and zero, fall on steps."""
-    step = np.maximum((most - least) / largest, _LEAST_STEP)
-    step = np.where(edge == most, -step, step)
+def _grid(span: Array, edge: Array, sign: Array, largest: np.float32) -> tuple[Array, Array]:
+    """Return the step and the zero of each group: one end of its values, and zero, fall on steps.
+
+    The zero is *edge* itself where no group is without steps to it.
+
+    Args:
+        span: from the least to the most value.
+        edge: the end that is farther from zero.
+        sign: of a step from there to the other end.
+        largest: code.
+    """
+    step = np.maximum(span / largest, _LEAST_STEP)
+    step *= sign
     count = np.rint(edge / step)
     reached = count != 0
+    if reached.all():
+        return np.divide(edge, count, out=step), edge
     np.divide(edge, count, out=step, where=reached)
     return step, np.where(reached, edge, np.float32(0))
 
@@ -166,15 +181,18 @@ def _packed(octets: Array, bits: int, count: int) -> Array:
     """Return ``[words, count]`` uint32 of the codes of the first *count* groups, as :func:`_octets` gives them."""
     per_octet = _OCTET_BITS // bits
     together = octets.view(np.uint64)
-    joined = together[0::per_octet]
-    for place in range(1, per_octet):
-        joined = joined | (together[place::per_octet] << np.uint64(place * bits))
-    filled = joined.view(np.uint8)[:, :count]
-    words = filled[3::4].astype(np.uint32)
-    for place in (2, 1, 0):
-        words <<= np.uint32(per_octet * bits)
-        words |= filled[place::4]
-    return words if per_octet * bits == _OCTET_BITS else _words(words, 4 * per_octet * bits)
+    joined = together[per_octet - 1 :: per_octet]
+    for place in reversed(range(per_octet - 1)):
+        joined = joined << np.uint64(bits)
+        joined |= together[place::per_octet]
+    pieces: Array = joined.view(np.uint8)[:, :count]
+    piece_bits = per_octet * bits
+    for wider in (np.uint16, np.uint32):
+        upper: Array = pieces[1::2].astype(wider)
+        upper <<= wider(piece_bits)
+        upper |= pieces[0::2]
+        pieces, piece_bits = upper, 2 * piece_bits
+    return pieces if piece_bits == _WORD_BITS else _words(pieces, piece_bits)
 
 
 def _words(pieces: Array, bits: int) -> Array:
@@ -196,4 +214,9 @@ def _narrowed(values: Array, dtype: "np.dtype[Any]") -> Array:
     if dtype != np.uint16:
         return values.astype(dtype)
     bits = values.view(np.uint32)
-    return (bits + ((bits >> 16) & 1) + 0x7FFF) >> 16
+    rounded: Array = bits >> 16
+    rounded &= 1
+    rounded += bits
+    rounded += 0x7FFF
+    rounded >>= 16
+    return rounded

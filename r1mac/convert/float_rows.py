@@ -15,7 +15,7 @@ import numpy as np
 from r1mac.convert.blocks import Array, as_numpy
 from r1mac.convert.device import on_cpu
 from r1mac.convert.fp8 import FP8Tensor, powers_of_two
-from r1mac.convert.grouped_rows import GroupedRows, decoded_fp8, unpacked
+from r1mac.convert.grouped_rows import GroupedRows, code_order, decoded_fp8, unpacked
 from r1mac.convert.mlx_quantized import MLXQuantizedTensor
 from r1mac.convert.names import expert_name
 from r1mac.convert.safetensors_source import SafetensorsSource
@@ -167,7 +167,8 @@ def _in_numpy(stored: StoredTensor, start: int, stop: int) -> Array | GroupedRow
         case MLXQuantizedTensor(biases=biases) if biases is not None:
             codes = unpacked(stored.codes.numpy_rows(start, stop), stored.bits)
             scales, lowest = (_widened(part, start, stop) for part in (stored.scales, biases))
-            return GroupedRows(codes.reshape(*scales.shape, stored.group_size), scales, lowest)
+            order = code_order(stored.bits, stored.group_size)
+            return GroupedRows(codes.reshape(*scales.shape, stored.group_size), scales, lowest, order)
         case FP8Tensor():
             values = decoded_fp8(np.ascontiguousarray(stored.codes.numpy_rows(start, stop)))
             if stored.shape[1] % stored.block[1] == 0:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from r1mac.convert.block_writing import BlockWriting, PendingBlock
 from r1mac.convert.blocks import DEFAULT_BLOCK_BYTES, piece_blocks
 from r1mac.convert.calibrated_fit import CalibratedFit
 from r1mac.convert.destination import Destination
 from r1mac.convert.device import cache_limited
-from r1mac.convert.encode import Encoder, Encoding
+from r1mac.convert.encode import Encoder
 from r1mac.convert.layout import Piece
 from r1mac.convert.recipe import Recipe
 from r1mac.convert.schedule import Step, steps
@@ -165,20 +166,6 @@ def convert_all(
             destination.finish(source)
 
 
-class _Pending(NamedTuple):
-    """A block that is being worked on, and where it goes."""
-
-    piece: Piece
-    first_row: int
-    destinations: tuple[Destination, ...]
-    encoding: Encoding
-
-    def write(self) -> None:
-        """Wait for it and write it."""
-        for made, arrays in zip(self.destinations, self.encoding.wait(), strict=True):
-            made.write(self.piece, self.first_row, arrays)
-
-
 class _Conversion:
     def __init__(
         self, source: Source, destinations: Sequence[Destination], *, block_bytes: int, by_source_file: bool
@@ -216,30 +203,31 @@ class _Conversion:
             destination.open()
         if self._unneeded:
             yield StepDone(unneeded_files=self._unneeded)
-        with Encoder() as encoder:
+        with Encoder() as encoder, BlockWriting() as writing:
             for step in self._steps:
                 yield StepStarting(files=step.files)
-                yield from self._make(step.pieces, encoder)
+                yield from self._make(step.pieces, encoder, writing)
                 for destination in self._destinations:
                     destination.commit(step.pieces)
                 yield StepDone(unneeded_files=step.unneeded_files)
 
-    def _make(self, pieces: Sequence[Piece], encoder: Encoder) -> Iterator[ConvertEvent]:
+    def _make(self, pieces: Sequence[Piece], encoder: Encoder, writing: BlockWriting) -> Iterator[ConvertEvent]:
         """Write *pieces*. While blocks are worked on, the one before them is written and the next one is read."""
-        pending: deque[_Pending] = deque()
+        pending: deque[PendingBlock] = deque()
         for piece in pieces:
             tensor = self._destinations[0].tensor(piece)
             todo = tuple(made for made in self._destinations if not made.is_done(piece))
             for block in piece_blocks(self._source, tensor, piece.number, block_bytes=self._block_bytes):
                 forms = [made.form(piece, block.first_row) for made in todo]
                 encoding = encoder.begin(self._source_name(piece), block.values, forms)
-                pending.append(_Pending(piece, block.first_row, todo, encoding))
+                pending.append(PendingBlock(piece, block.first_row, todo, encoding))
                 if len(pending) > _BLOCKS_AHEAD:
-                    pending.popleft().write()
+                    writing.begin(pending.popleft())
             self._done_bytes += self._size_bytes(piece)
             yield TensorWritten(name=piece.tensor, done_bytes=self._done_bytes, total_bytes=self._total_bytes)
         for one in pending:
-            one.write()
+            writing.begin(one)
+        writing.wait()
 
     def _by_shard(self, pieces: Sequence[Piece]) -> Iterator[Step[Piece]]:
         """Cut *pieces* where a weight file of any destination is whole."""

@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from r1mac.convert.grouped_rows import GroupedRows, decoded_fp8, unpacked
+from r1mac.convert.grouped_rows import GroupedRows, code_order, decoded_fp8, unpacked
 
 ROWS, COLUMNS = 24, 384
 NUMBERS = np.random.default_rng(3)
@@ -20,10 +20,10 @@ def test_affine_codes(bits: int, size: int) -> None:
 
     def rows() -> GroupedRows:
         codes = unpacked(np.array(words), bits).reshape(ROWS, -1, size)
-        return GroupedRows(codes, np.array(scales), np.array(biases))
+        return GroupedRows(codes, np.array(scales), np.array(biases), code_order(bits, size))
 
     np.testing.assert_allclose(rows().values(), wanted, atol=1e-6)
-    for tokens in (1, size // 2, size):
+    for tokens in (1, 3, size // 2, size):
         x = NUMBERS.standard_normal((tokens, COLUMNS)).astype(np.float32)
         np.testing.assert_allclose(rows().times(x), x @ wanted.T, atol=5e-4)  # of numbers up to 60
 
