@@ -46,6 +46,8 @@ from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear  # n
 if TYPE_CHECKING:
     from mlx_lm.generate import BatchGenerator
 
+_GROUPED = {"llama", "qwen2", "qwen3"}
+
 __all__ = [
     "DeepseekV3Attention",
     "MoEGate",
@@ -55,6 +57,7 @@ __all__ = [
     "SwitchLinear",
     "batch_generator",
     "create_attention_mask",
+    "is_grouped_attention",
     "load_lazily",
     "model_skeleton",
 ]
@@ -71,6 +74,15 @@ def model_skeleton(config: dict[str, Any]) -> nn.Module:
         raise ValueError(f"model type {config['model_type']!r} is not one of {', '.join(SUPPORTED_MODEL_TYPES)}")
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
     return module.Model(module.ModelArgs.from_dict(config))
+
+
+def is_grouped_attention(kind: type) -> bool:
+    """Tell whether *kind* is the attention of an architecture that caches keys and values of some heads.
+
+    Their modules are alike: projections ``q_proj``, ``k_proj``, ``v_proj``, ``o_proj``, for Qwen3 the norms ``q_norm``
+    and ``k_norm``, ``rope``, ``scale``, ``n_heads`` and ``n_kv_heads``.
+    """
+    return kind.__name__ == "Attention" and kind.__module__.removeprefix("mlx_lm.models.") in _GROUPED
 
 
 def load_lazily(folder: Path, config_changes: dict[str, Any]) -> nn.Module:

@@ -56,7 +56,9 @@ class Simulation:
 
     @property
     def active_bytes(self) -> int:
-        return self.model.weight_bytes + self.other_bytes + self.room_tokens * self._price
+        newest_tokens = 0 if self.kv_bits == 16 else min(self.room_tokens, CACHE_BLOCK_TOKENS)
+        cache_bytes = self.room_tokens * self._price + newest_tokens * self.model.kv_bytes_per_token[16]
+        return self.model.weight_bytes + self.other_bytes + cache_bytes
 
     @property
     def _price(self) -> int:
@@ -143,6 +145,7 @@ class Simulation:
             tensor_count=self.model.tensor_count,
             kv_bits=self.kv_bits,
             kv_bytes_per_token=self.model.kv_bytes_per_token,
+            newest_token_bytes=self.model.kv_bytes_per_token[16],
             prefill_step_tokens=self.step_tokens,
             least_step_tokens=64,
             scratch_bytes=self.model.scratch_bytes_per_token * self.step_tokens,

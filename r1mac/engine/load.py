@@ -15,6 +15,7 @@ from r1mac.engine.config import config_changes, end_ids
 from r1mac.engine.generate import Aids, Session
 from r1mac.engine.layers.compute import on_gpu, prepare_weights
 from r1mac.engine.layers.latent_attention import install_latent_attention
+from r1mac.engine.layers.narrow_attention import install_narrow_attention
 from r1mac.engine.layers.router import install_router
 from r1mac.engine.prompt import PromptTemplate
 from r1mac.engine.tokenizer import Tokenizer
@@ -155,5 +156,6 @@ def _load_model(folder: Path, config: dict[str, Any]) -> nn.Module:
             hint="fetch or convert the model again",
         ) from error
     install_latent_attention(model)
+    install_narrow_attention(model)
     install_router(model)
     return model

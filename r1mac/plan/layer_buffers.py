@@ -17,6 +17,8 @@ METAL, CPU = True, False
 # Without a kernel for it, dequantising spreads the codes over 32-bit words first.
 _CODE_BYTES = 4
 _FLOAT32_BYTES = 4
+# The most that a narrow cache keeps wide (plan.memory.narrow_tokens).
+_NEWEST_TOKENS = 256
 
 
 class ValueTypes(NamedTuple):
@@ -36,13 +38,14 @@ class Extent(NamedTuple):
     block_keys: float
     block_queries: float
     block_pairs: float
+    recent: float
 
 
 class Size(NamedTuple):
     """Bytes for each token of the step, for each token of the context, and for each pair of both.
 
-    The last three are of a block of latent attention: for each head and key, head and token of the step, and head, key
-    and token.
+    The next three are of a block of latent attention: for each head and key, head and token of the step, and head, key
+    and token. The last one is for each token of the step and of the newest before it, which a narrow cache keeps wide.
     """
 
     step: float = 0
@@ -51,6 +54,7 @@ class Size(NamedTuple):
     block_keys: float = 0
     block_queries: float = 0
     block_pairs: float = 0
+    recent: float = 0
 
     def of(self, extent: Extent) -> float:
         """Return the bytes at an extent."""
@@ -102,28 +106,38 @@ _GROUPED_BEFORE = {
         _Row("key", 1, -14, 1, METAL),  # the values
     ),
     8: (
-        _Row("float32_hidden", 1, -258, -254, CPU),
-        _Row("widened_hidden", 1, -260, -239, CPU),
-        _Row("hidden", 1, -240, -124, METAL),
-        _Row("key", 1, -181, -173, METAL),
-        _Row("key", 1, -175, -121, METAL),
-        _Row("query", 1, -124, -41, METAL),
-        _Row("key_codes", 1, -160, -110, CPU),
-        _Row("cached_keys", 1, -113, 1, METAL),
-        _Row("value_codes", 1, -100, -51, CPU),
-        _Row("cached_values", 1, -54, 10, METAL),
+        _Row("float32_hidden", 1, -318, -314, CPU),
+        _Row("widened_hidden", 1, -320, -299, CPU),
+        _Row("hidden", 1, -300, -122, METAL),
+        _Row("key", 1, -281, -256, METAL),
+        _Row("key", 1, -248, -238, METAL),  # rotated
+        _Row("key", 1, -245, -226, METAL),  # the values
+        _Row("recent_key", 1, -243, -37, METAL),  # with the newest before the step
+        _Row("recent_key", 1, -231, -2, METAL),
+        _Row("recent_key", 1, -216, -198, CPU),  # what becomes codes, in float32
+        _Row("recent_key", 1, -195, -152, CPU),
+        _Row("query", 1, -123, -43, METAL),
+        _Row("key_codes", 1, -178, -127, CPU),
+        _Row("cached_keys", 1, -131, 1, METAL),
+        _Row("value_codes", 1, -116, -67, CPU),
+        _Row("cached_values", 1, -71, 10, METAL),
     ),
     4: (
-        _Row("float32_hidden", 1, -312, -308, CPU),
-        _Row("widened_hidden", 1, -314, -293, CPU),
-        _Row("hidden", 1, -294, -157, METAL),
-        _Row("key", 1, -244, -240, METAL),
-        _Row("key", 1, -226, -157, METAL),
-        _Row("query", 1, -158, -41, METAL),
-        _Row("key_codes", 1, -206, -136, CPU),
-        _Row("cached_keys", 1, -144, 1, METAL),
-        _Row("value_codes", 1, -123, -51, CPU),
-        _Row("cached_values", 1, -59, 10, METAL),
+        _Row("float32_hidden", 1, -381, -377, CPU),
+        _Row("widened_hidden", 1, -383, -362, CPU),
+        _Row("hidden", 1, -363, -148, METAL),
+        _Row("key", 1, -344, -317, METAL),
+        _Row("key", 1, -313, -301, METAL),
+        _Row("key", 1, -308, -289, METAL),
+        _Row("recent_key", 1, -306, -37, METAL),
+        _Row("recent_key", 1, -294, -3, METAL),
+        _Row("recent_key", 1, -235, -187, CPU),
+        _Row("query", 1, -149, -44, METAL),
+        _Row("key_codes", 0.375, -274, -154, CPU),
+        _Row("key_codes", 0.625, -217, -154, CPU),
+        _Row("cached_keys", 1, -161, 1, METAL),
+        _Row("value_codes", 1, -137, -67, CPU),
+        _Row("cached_values", 1, -75, 10, METAL),
     ),
 }
 _LATENT_BEFORE = {
@@ -140,36 +154,40 @@ _LATENT_BEFORE = {
         _Row("query", 1, -114, -9, METAL),
     ),
     8: (
-        _Row("float32_hidden", 1, -306, -303, CPU),
-        _Row("widened_hidden", 1, -308, -288, CPU),
-        _Row("lora_query", 1, -260, -191, METAL),
-        _Row("lora_query", 1, -247, -236, CPU),
-        _Row("lora_query", 1, -193, -144, METAL),
-        _Row("down", 1, -281, -207, METAL),
-        _Row("latent", 1, -263, -254, CPU),
-        _Row("latent", 1, -208, -188, METAL),
-        _Row("hidden", 1, -293, 28, METAL),
-        _Row("query", 1, -145, -9, METAL),
-        _Row("latent_codes", 1, -156, -94, CPU),
-        _Row("rope_codes", 1, -137, -84, CPU),
-        _Row("cached_latent", 1, -97, 28, METAL),
-        _Row("cached_rope", 1, -87, 28, METAL),
+        _Row("float32_hidden", 1, -365, -362, CPU),
+        _Row("widened_hidden", 1, -367, -347, CPU),
+        _Row("lora_query", 1, -263, -200, METAL),
+        _Row("lora_query", 1, -253, -242, CPU),
+        _Row("lora_query", 1, -201, -137, METAL),
+        _Row("down", 1, -341, -282, METAL),
+        _Row("latent", 1, -324, -318, CPU),
+        _Row("latent", 1, -283, -271, METAL),
+        _Row("recent_latent", 1, -276, -34, METAL),  # with the newest before the step
+        _Row("latent", 1, -223, -205, CPU),
+        _Row("hidden", 1, -352, 28, METAL),
+        _Row("query", 1, -138, -9, METAL),
+        _Row("latent_codes", 1, -176, -107, CPU),
+        _Row("rope_codes", 1, -157, -96, CPU),
+        _Row("cached_latent", 1, -111, 28, METAL),
+        _Row("cached_rope", 1, -100, 28, METAL),
     ),
     4: (
-        _Row("float32_hidden", 1, -351, -346, CPU),
-        _Row("widened_hidden", 1, -353, -333, CPU),
-        _Row("lora_query", 1, -304, -235, METAL),
-        _Row("lora_query", 1, -292, -281, CPU),
-        _Row("lora_query", 1, -236, -180, METAL),
-        _Row("down", 1, -325, -252, METAL),
-        _Row("latent", 1, -306, -299, CPU),
-        _Row("latent", 1, -253, -233, METAL),
-        _Row("hidden", 1, -336, 28, METAL),
-        _Row("query", 1, -181, -9, METAL),
-        _Row("latent_codes", 1, -193, -96, CPU),
-        _Row("rope_codes", 1, -171, -83, CPU),
-        _Row("cached_latent", 1, -105, 28, METAL),
-        _Row("cached_rope", 1, -91, 28, METAL),
+        _Row("float32_hidden", 1, -431, -426, CPU),
+        _Row("widened_hidden", 1, -433, -413, CPU),
+        _Row("lora_query", 1, -276, -235, METAL),
+        _Row("lora_query", 1, -272, -264, CPU),
+        _Row("lora_query", 1, -236, -159, METAL),
+        _Row("down", 1, -411, -293, METAL),
+        _Row("latent", 1, -393, -381, METAL),
+        _Row("recent_latent", 1, -386, -34, METAL),
+        _Row("latent", 1, -370, -364, CPU),
+        _Row("hidden", 1, -417, 28, METAL),
+        _Row("query", 1, -160, -9, METAL),
+        _Row("latent_codes", 0.25, -356, -111, CPU),
+        _Row("latent_codes", 0.75, -207, -111, CPU),
+        _Row("rope_codes", 1, -186, -96, CPU),
+        _Row("cached_latent", 1, -119, 28, METAL),
+        _Row("cached_rope", 1, -104, 28, METAL),
     ),
 }
 # With as many keys as queries nothing is repeated, and the cache is dequantised so much later.
@@ -177,8 +195,8 @@ _NO_REPEAT_DELAYS = {"key_codes": 9, "value_codes": 17, "cached_values": 17}
 # Queries that are absorbed come before the cache in MLX's order.
 _ABSORBED_DELAYS = {"latent_codes": 33, "rope_codes": 17}
 # Dispatches from a layer's input to its scores.
-_GROUPED_LEAD = {16: 155, 8: 264, 4: 318}
-_LATENT_LEAD = {16: 205, 8: 306, 4: 351}
+_GROUPED_LEAD = {16: 155, 8: 324, 4: 386}
+_LATENT_LEAD = {16: 205, 8: 369, 4: 435}
 # The rotary embedding makes four products of half a vector each.
 _GROUPED = (
     _Row("query", 0.5, -42, -29, CPU),
@@ -303,7 +321,8 @@ def step_extents(arch: ArchSpec, step_tokens: float, context_tokens: int) -> lis
 
     One is as long as *step_tokens*. Where that is expanded, another is the longest that is absorbed: it may hold more.
     """
-    whole = Extent(step_tokens, context_tokens, step_tokens * context_tokens, 0, 0, 0)
+    recent = _recent_tokens(step_tokens, context_tokens)
+    whole = Extent(step_tokens, context_tokens, step_tokens * context_tokens, 0, 0, 0, recent)
     if not isinstance(arch.attention, LatentAttention):
         return [(whole, _NO_CUT)]
     longest = longest_absorbed_step(arch.attention)
@@ -321,8 +340,13 @@ def _latent_extent(
     heads = min(shape.head_count, VALUES_AT_ONCE / (LEAST_KEYS * values))
     keys = min(shape.head_count * context_tokens, VALUES_AT_ONCE / values)
     pairs = step_tokens * context_tokens
-    extent = Extent(step_tokens, context_tokens, pairs, keys, heads * step_tokens, keys * step_tokens)
+    recent = _recent_tokens(step_tokens, context_tokens)
+    extent = Extent(step_tokens, context_tokens, pairs, keys, heads * step_tokens, keys * step_tokens, recent)
     return extent, Cut(absorbed, keys < shape.head_count * context_tokens)
+
+
+def _recent_tokens(step_tokens: float, context_tokens: int) -> float:
+    return min(step_tokens + _NEWEST_TOKENS, context_tokens)
 
 
 def _attention_rows(arch: ArchSpec, types: ValueTypes, cut: Cut) -> tuple[tuple[_Row, ...], int]:
@@ -366,6 +390,7 @@ def _sizes(arch: ArchSpec, types: ValueTypes) -> dict[str, Size]:
                 "key": Size(step=value * kv_heads * length),
                 "cached_keys": Size(context=value * kv_heads * length),
                 "cached_values": Size(context=value * kv_heads * length),
+                "recent_key": Size(recent=value * kv_heads * length),
                 "key_codes": Size(context=_CODE_BYTES * kv_heads * length),
                 "value_codes": Size(context=_CODE_BYTES * kv_heads * length),
             }
@@ -395,6 +420,7 @@ def _latent_sizes(latent: LatentAttention, types: ValueTypes) -> dict[str, Size]
         "latent": Size(step=value * rank),
         "cached_latent": Size(context=value * rank),
         "cached_rope": Size(context=value * rope),
+        "recent_latent": Size(recent=value * rank),
         "latent_codes": Size(context=_CODE_BYTES * rank),
         "rope_codes": Size(context=_CODE_BYTES * rope),
         "mask": Size(block_pairs=1 / heads),

@@ -10,6 +10,9 @@ from r1mac.plan.layer_buffers import ValueTypes
 
 # mlx-lm grows its caches in blocks of this many tokens.
 CACHE_BLOCK_TOKENS = 256
+# A narrow cache keeps its newest tokens wide, more than so many and at most twice as many, once there are as many:
+# they are attended to most (KIVI, arXiv 2402.02750; what that is worth is in docs/lab.md).
+_NEWEST_TOKENS = CACHE_BLOCK_TOKENS // 2
 # Values of a cached vector that share a scale: 64 would take a sixteenth less at 8 bits, and has twice the error
 # (docs/lab.md). A vector whose length it does not divide stays wide.
 _KV_GROUP_SIZE = 32
@@ -87,10 +90,26 @@ def kv_bytes_per_token(arch: ArchSpec, *, value_bytes: int = 2, kv_bits: int = 1
     )
 
 
+def narrow_tokens(tokens: int) -> int:
+    """Return how many of a narrow cache's *tokens* are codes: all but the newest, which stay wide."""
+    return max(0, ceil(tokens / _NEWEST_TOKENS) - 2) * _NEWEST_TOKENS
+
+
 def kv_cache_bytes(arch: ArchSpec, context_tokens: int, *, value_bytes: int = 2, kv_bits: int = 16) -> int:
-    """Return the cache's size at *context_tokens*, in the whole blocks in which it grows."""
-    blocks = ceil(context_tokens / CACHE_BLOCK_TOKENS)
-    return kv_bytes_per_token(arch, value_bytes=value_bytes, kv_bits=kv_bits) * blocks * CACHE_BLOCK_TOKENS
+    """Return the cache's size at *context_tokens*, in the whole blocks in which it grows.
+
+    A narrow one keeps a block of the newest tokens wide, and room for codes of all once there are more than these.
+    """
+    tokens = ceil(context_tokens / CACHE_BLOCK_TOKENS) * CACHE_BLOCK_TOKENS
+    if tokens <= CACHE_BLOCK_TOKENS:
+        return tokens * kv_bytes_per_token(arch, value_bytes=value_bytes)
+    newest = sum(
+        count * value_bytes * length
+        for count, length in _cached_vectors(arch.attention)
+        if kv_group_size(length, kv_bits) is not None
+    )
+    all_tokens = tokens * kv_bytes_per_token(arch, value_bytes=value_bytes, kv_bits=kv_bits)
+    return all_tokens + CACHE_BLOCK_TOKENS * arch.layer_count * newest
 
 
 def _cached_vectors(attention: GroupedQueryAttention | LatentAttention) -> tuple[tuple[int, int], ...]:
@@ -140,7 +159,7 @@ def prefill_scratch_bytes(
     if isinstance(arch.attention, LatentAttention):
         steps |= {min(step, longest) for step in heavy_steps(arch.attention, context_tokens)}
     step = max(
-        step_bytes(arch, types, step_tokens=step, context_tokens=context_tokens, on_gpu=fused_attention)
+        _step_bytes(arch, types, step_tokens=step, context_tokens=context_tokens, on_gpu=fused_attention)
         for step in steps
     )
     vectors = _cached_vectors(arch.attention)
@@ -167,10 +186,18 @@ def prompt_scratch_bytes(
     layer_cache = kv_cache_bytes(arch, prompt_tokens, value_bytes=value_bytes, kv_bits=kv_bits) // arch.layer_count
     rest = prompt_tokens % step_tokens
     return max(
-        step_bytes(arch, types, step_tokens=step, context_tokens=end, on_gpu=fused_attention)
+        _step_bytes(arch, types, step_tokens=step, context_tokens=end, on_gpu=fused_attention)
         - (layer_cache if step == end else 0)
         for step, end in ((step_tokens, prompt_tokens - rest), (rest, prompt_tokens))
         if step and end
+    )
+
+
+def _step_bytes(arch: ArchSpec, types: ValueTypes, *, step_tokens: float, context_tokens: int, on_gpu: bool) -> int:
+    """Return what a step holds. With a narrow cache it is one of a wide cache until there are codes: it may be more."""
+    return max(
+        step_bytes(arch, kind, step_tokens=step_tokens, context_tokens=context_tokens, on_gpu=on_gpu)
+        for kind in (types, types._replace(kv_bits=WIDE_BITS))
     )
 
 

@@ -83,6 +83,7 @@ def _memory_terms(judgement: Judgement, machine: Machine) -> "MemoryTerms":
         kv_bytes_per_token={
             bits: price for bits, price in prices.items() if bits == plan.kv_bits or price < prices[plan.kv_bits]
         },
+        newest_token_bytes=needs.bytes_per_token(WIDE_BITS),
         tensor_count=wish.arch.layer_count * (1 if isinstance(wish.arch.attention, LatentAttention) else 2),
         least_step_tokens=needs.steps[-1],
         scratch_bytes=lambda step_tokens, context_tokens, bits: needs.scratch_bytes(context_tokens, step_tokens, bits),

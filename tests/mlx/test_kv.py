@@ -1,6 +1,7 @@
 """The cache of keys and values at 16, 8 and 4 bits, for every architecture: what it gives back, keeps, and takes."""
 
 from collections.abc import Callable, Generator, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from r1mac.convert.sources import open_source
 from r1mac.engine.decode import decode
 from r1mac.engine.events import Finished, PrefillProgress, TextDelta
 from r1mac.engine.layers.kv import LayerCache, make_kv_cache
+from r1mac.engine.layers.latent_attention import install_latent_attention
+from r1mac.engine.layers.narrow_attention import install_narrow_attention
 from r1mac.engine.load import Engine, load_engine
 from r1mac.engine.request import GenerateRequest, Message, Sampling
 from r1mac.engine.sampling import Sampler
@@ -50,6 +53,8 @@ def models() -> Callable[[str], nn.Module]:
             mx.random.seed(0)
             made[shape] = mlx_lm_api.model_skeleton(SHAPES[shape])
             made[shape].set_dtype(mx.float32)
+            install_latent_attention(made[shape])
+            install_narrow_attention(made[shape])
             mx.eval(made[shape].parameters())
         return made[shape]
 
@@ -106,10 +111,13 @@ def test_quantised_logits_are_close(shape: str, bits: int, models: Callable[[str
 @pytest.mark.parametrize("bits", [16, 8, 4])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_after_a_trim_it_is_as_fresh(shape: str, bits: int, models: Callable[[str], nn.Module]) -> None:
-    """What is read after a cut gives the logits of a cache that never held anything else, also with no token left."""
+    """What is read after a cut gives the logits of a cache that never held anything else, also with no token left.
+
+    Where the cut is behind the newest tokens, which are wide, what is narrow already stays so, and costs its precision.
+    """
     model = models(shape)
     other_ids = [(token_id + 5) % 300 for token_id in TOKEN_IDS]
-    for kept in (0, 256, 300):
+    for kept in (0, 256, 300, 490):
         cache = make_kv_cache(model, kv_bits=bits)
         read(model, cache, TOKEN_IDS[:500], singly=3)
         assert all(layer.is_trimmable() and layer.trim(500 - kept) == 500 - kept for layer in cache)
@@ -117,8 +125,10 @@ def test_after_a_trim_it_is_as_fresh(shape: str, bits: int, models: Callable[[st
         again = read(model, cache, other_ids[kept:600], singly=3)
 
         fresh_cache = make_kv_cache(model, kv_bits=bits)
-        fresh = read(model, fresh_cache, [*TOKEN_IDS[:kept], *other_ids[kept:600]], singly=3)
-        assert largest_difference(again, fresh[kept:]) < 1e-3, kept
+        if kept:
+            read(model, fresh_cache, TOKEN_IDS[:kept], singly=3)
+        fresh = read(model, fresh_cache, other_ids[kept:600], singly=3)
+        assert largest_difference(again, fresh) < (TOLERANCES[bits] if 0 < kept < 490 else 1e-3), kept
 
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
@@ -262,44 +272,49 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     return value_of(load_engine(folder, compute=Compute.DEQUANTIZED, context_tokens=1024, prefill_step_tokens=256))
 
 
-def prompt_of(engine: Engine, question: str) -> list[int]:
-    return engine.tokenizer.encode(engine.template.render((Message("user", question),), think=True).text)
-
-
 @pytest.fixture(scope="module")
-def demo_text(demo: Engine) -> tuple[list[int], list[int]]:
-    """Return a question to the demo model, and the 64 tokens that it answers with."""
-    rendered = demo.template.render((Message("user", "Explain step by step how a bicycle works."),), think=True)
+def demo_text(demo: Engine) -> tuple[list[int], list[int], mx.array]:
+    """Return a prompt of some 450 tokens to the demo model, the 64 likeliest that follow, and what they come from."""
+    prose = resources.files("r1mac.convert").joinpath("evaluation_text", "prose.txt").read_text(encoding="utf-8")
+    rendered = demo.template.render((Message("user", f"Summarise this.\n\n{prose[:1900]}"),), think=True)
     prompt_ids = demo.tokenizer.encode(rendered.text)
-    transcript = Transcript(demo.model, prefill_step_tokens=256)
-    list(transcript.prefill(prompt_ids[:-1]))
-    return prompt_ids, written(transcript, prompt_ids[-1], 64)
+    cache = make_kv_cache(demo.model)
+    read(demo.model, cache, prompt_ids[:-1])
+    answer_ids, logits = [prompt_ids[-1]], []
+    for _ in range(64):
+        logits.append(read(demo.model, cache, answer_ids[-1:]))
+        answer_ids.append(int(logits[-1].argmax()))
+    assert 400 < len(prompt_ids) < 512
+    return prompt_ids, answer_ids[1:], nn.log_softmax(mx.concatenate(logits))
 
 
 @pytest.mark.demo
-def test_the_demo_with_8_bits_says_the_same(demo: Engine, demo_text: tuple[list[int], list[int]]) -> None:
-    """On trained weights 8 bits are as good as 16: 64 tokens of greedy text are the same, the distributions close."""
-    prompt_ids, answer_ids = demo_text
-    text_ids = [*prompt_ids, *answer_ids]
+def test_the_demo_with_8_bits_says_the_same(demo: Engine, demo_text: tuple[list[int], list[int], mx.array]) -> None:
+    """On trained weights, with a third of the prompt and more in codes, 64 tokens of greedy text are those of 16 bits.
 
-    expected = nn.log_softmax(read(demo.model, make_kv_cache(demo.model), text_ids, singly=16))
+    The distributions are hardly others: 8 bits are nearer than a cache in bfloat16 would be (docs/lab.md).
+    """
+    prompt_ids, answer_ids, expected = demo_text
     divergence = {}
     for bits in (8, 4):
-        found = nn.log_softmax(read(demo.model, make_kv_cache(demo.model, kv_bits=bits), text_ids, singly=16))
+        cache = make_kv_cache(demo.model, kv_bits=bits)
+        read(demo.model, cache, prompt_ids[:-1])
+        singly = 64 if bits == 8 else 0
+        found = nn.log_softmax(read(demo.model, cache, [prompt_ids[-1], *answer_ids[:-1]], singly=singly))
         divergence[bits] = float((mx.exp(expected) * (expected - found)).sum(-1).mean())
         if bits == 8:
             # What is likeliest behind each of its tokens is what writing would have taken.
-            assert found[len(prompt_ids) - 1 : -1].argmax(-1).tolist() == answer_ids
-    assert divergence[8] < 0.002
-    assert divergence[8] < divergence[4] < 0.2
+            assert found.argmax(-1).tolist() == answer_ids
+    assert 0 < divergence[8] < 0.0003
+    assert divergence[8] < divergence[4] < 0.05
 
 
 @pytest.mark.demo
 def test_the_demo_goes_on_with_the_same_text_when_it_is_narrowed_in_mid_reply(
-    demo: Engine, demo_text: tuple[list[int], list[int]]
+    demo: Engine, demo_text: tuple[list[int], list[int], mx.array]
 ) -> None:
     """A reply of which the cache is narrowed to 8 bits after half of it has the text of one that stays wide."""
-    prompt_ids, answer_ids = demo_text
+    prompt_ids, answer_ids, _ = demo_text
     transcript = Transcript(demo.model, prefill_step_tokens=256)
     list(transcript.prefill([*prompt_ids, *answer_ids[:31]]))
 

@@ -9,6 +9,8 @@ from mlx import nn
 from r1mac import mlx_lm_api
 from r1mac.catalog.arch import parse_arch
 from r1mac.engine.layers.kv import LayerCache
+from r1mac.engine.layers.latent_attention import install_latent_attention
+from r1mac.engine.layers.narrow_attention import install_narrow_attention
 from r1mac.engine.transcript import Transcript
 from r1mac.plan.memory import kv_cache_bytes
 from tests.checkpoints import CONFIGS
@@ -35,6 +37,8 @@ def model(shape: str) -> nn.Module:
     mx.random.seed(0)
     model = mlx_lm_api.model_skeleton(SHAPES[shape])
     model.set_dtype(mx.float32)
+    install_latent_attention(model)
+    install_narrow_attention(model)
     mx.eval(model.parameters())
     return model
 
@@ -120,7 +124,8 @@ def test_beside_the_cache_is_no_more_than_one_layer() -> None:
         layer.update_and_fetch(rows, rows)
     mx.eval([layer.state for layer in layers])
     layer_bytes = layers[0].nbytes
-    for narrow, share in ((8, (8 + 2) / 32), (4, (4 + 2) / 32)):
+    # One block of eight stays wide besides.
+    for narrow, share in ((8, (8 + 2) / 32 + 1 / 8), (4, (4 + 2) / 32 + 1 / 8)):
         mx.clear_cache()
         before, others = sum(layer.nbytes for layer in layers), mx.get_active_memory()
         mx.reset_peak_memory()
@@ -138,7 +143,10 @@ def test_beside_the_cache_is_no_more_than_one_layer() -> None:
 
 @pytest.mark.parametrize("bits", [16, 8, 4])
 def test_what_is_copied_out_can_be_put_back(bits: int, model: nn.Module) -> None:
-    """Stored parts, block after block, make a cache of the same bits, which goes on with the same logits."""
+    """Stored parts, block after block, make a cache of the same bits, which goes on with the same logits.
+
+    What was narrow is: of the newest tokens only the codes are copied.
+    """
     transcript = filled(model, TOKEN_IDS[:600], kv_bits=bits)
     copy = Transcript(model, prefill_step_tokens=200, kv_bits=bits)
 
@@ -146,7 +154,8 @@ def test_what_is_copied_out_can_be_put_back(bits: int, model: nn.Module) -> None
         copy.load(TOKEN_IDS[start:stop], transcript.export(start, stop))
 
     assert is_same(copy, transcript)
-    assert mx.array_equal(fed(copy, TOKEN_IDS[600:650]), fed(transcript, TOKEN_IDS[600:650]))
+    difference = mx.abs(fed(copy, TOKEN_IDS[600:650]) - fed(transcript, TOKEN_IDS[600:650])).max()
+    assert float(difference) <= {16: 0, 8: 0.1, 4: 1}[bits]
 
 
 def test_what_does_not_belong_is_refused(model: nn.Module, shape: str) -> None:
@@ -191,6 +200,23 @@ def test_two_that_share_memory_do_not_disturb_each_other(bits: int, model: nn.Mo
     assert is_same(transcript, filled_like(model, [*TOKEN_IDS[:100], *other_ids[100:300]], 300, bits))
     assert mx.array_equal(fed(third, TOKEN_IDS[290:320]), second_logits)
     assert third.kv_bits == bits
+
+
+def test_it_goes_on_token_by_token_from_any_cut(model: nn.Module) -> None:
+    """Cut within the codes, at their end or to nothing, put aside or not, single tokens go on as a step of them does."""
+    whole = filled(model, TOKEN_IDS[:600], kv_bits=8).hold(600)
+    rest = [token_id + 7 for token_id in TOKEN_IDS[:5]]
+    for kept in (0, 100, 200, 300, 600):
+        for fitted in (False, True):
+            transcript, other = (Transcript(model, prefill_step_tokens=200) for _ in range(2))
+            for one in (transcript, other):
+                one.adopt(whole)
+                one.keep(kept)
+            transcript.adopt(transcript.hold(kept, fitted=fitted))
+
+            singly = mx.concatenate([transcript.feed(mx.array([token_id])) for token_id in rest])
+
+            assert float(mx.abs(singly - other.feed(mx.array(rest))).max()) < 1e-3
 
 
 def filled_like(model: nn.Module, token_ids: Sequence[int], first: int, bits: int) -> Transcript:

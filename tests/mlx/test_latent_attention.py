@@ -163,9 +163,9 @@ def test_rows_of_several_lengths_are_right(models: Any, small_blocks: None) -> N
 def test_a_quantised_cache_changes_little(kv_bits: int, most: float, models: Any, small_blocks: None) -> None:
     """With the cache at 8 and 4 bits the logits stay near those of 16, in steps of every kind."""
     _, ours = models()
-    wide = read(ours, make_kv_cache(ours), tokens(400), [250, 4, 146])
+    wide = read(ours, make_kv_cache(ours), tokens(700), [400, 4, 295, 1])
 
-    narrow = read(ours, make_kv_cache(ours, kv_bits=kv_bits), tokens(400), [250, 4, 146])
+    narrow = read(ours, make_kv_cache(ours, kv_bits=kv_bits), tokens(700), [400, 4, 295, 1])
 
     assert 0 < largest_difference(wide, narrow) < most
 
@@ -194,7 +194,7 @@ def test_a_long_step_holds_little_more_than_a_short_context(models: Any, monkeyp
     monkeypatch.setattr(latent_blocks, "VALUES_AT_ONCE", 2**18)
     peaks = []
     for context in (512, 2048):
-        cache = [LayerCache(attends_codes=False) for _ in ours.layers]
+        cache = [LayerCache() for _ in ours.layers]
         ids = tokens(context)
         read(ours, cache, ids[:, :-256], [256] * (context // 256 - 1))
         mx.clear_cache()

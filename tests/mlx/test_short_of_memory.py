@@ -10,7 +10,7 @@ import pytest
 from r1mac.catalog.arch import parse_arch
 from r1mac.engine.events import Event
 from r1mac.engine.generate import Aids, Session
-from r1mac.engine.kept.checkpoint import load_checkpoint
+from r1mac.engine.kept.checkpoint import SavedReply, load_checkpoint
 from r1mac.engine.load import Engine
 from r1mac.engine.memory.outlook import MemoryReading
 from r1mac.engine.memory.supervision import MemoryTerms
@@ -71,6 +71,7 @@ def _session(engine: Engine, shortage: _Shortage | None = None) -> Session:
     memory = MemoryTerms(
         make_watch=lambda: Watch(FakeMachine(M2_ULTRA_192), ceiling_bytes=2**40, change=shortage),
         kv_bytes_per_token=TOKEN_BYTES,
+        newest_token_bytes=TOKEN_BYTES[16],
         tensor_count=2 * LAYERS,
         least_step_tokens=16,
         scratch_bytes=lambda step_tokens, context_tokens, bits: prefill_scratch_bytes(
@@ -122,23 +123,26 @@ def test_a_shortage_at_any_moment(number: int, engine: Engine, tmp_path: Path) -
     assert finished(resumed).reason in {"stop", "length", "loop"}
 
 
-def test_the_cache_is_narrowed_under_way(engine: Engine) -> None:
-    """A shortage that a narrower cache cures costs nothing else: the reply is whole."""
-    shortage = _Shortage(20, 4 * MIB)
+@pytest.fixture(scope="module", name="narrowed")
+def _narrowed(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Event], SavedReply]:
+    """Return a reply whose shortage a narrower cache cures, as it came and as it stands on the disk."""
+    kept_at = tmp_path_factory.mktemp("kept") / "reply.journal"
+    events = _run(_session(engine, _Shortage(20, 9 * MIB)), replace(ASKED, max_tokens=900), kept_at)
+    return events, load_checkpoint(kept_at)
 
-    events = _run(_session(engine, shortage), replace(ASKED, max_tokens=900))
+
+def test_the_cache_is_narrowed_under_way(narrowed: tuple[list[Event], SavedReply]) -> None:
+    """A shortage that a narrower cache cures costs nothing else: the reply is whole."""
+    events, _ = narrowed
 
     said = [what for kind, what in notices(events) if kind == "memory"]
     assert any("8 bits" in what for what in said)
     assert finished(events).reason in {"length", "stop", "loop"}
 
 
-def test_a_narrowed_cache_is_noted(engine: Engine, tmp_path: Path) -> None:
+def test_a_narrowed_cache_is_noted(narrowed: tuple[list[Event], SavedReply]) -> None:
     """A reply on the disk says how wide its cache was at the end, so that it is resumed as it was."""
-    kept_at = tmp_path / "reply.journal"
+    _, saved = narrowed
 
-    _run(_session(engine, _Shortage(20, 4 * MIB)), replace(ASKED, max_tokens=900), kept_at)
-
-    saved = load_checkpoint(kept_at)
     assert saved.header.kv_bits == 16
     assert saved.kv_bits == 8

@@ -22,6 +22,8 @@ def plan_bytes(model, context_tokens, *, kv_bits=16):
     """What `r1mac plan` would say of it: weights, the whole cache, and the most of a step or a growth's copy."""
     blocks = -(-context_tokens // 256) * 256
     cache = model.kv_bytes_per_token[kv_bits] * blocks
+    if kv_bits < 16:
+        cache += model.kv_bytes_per_token[16] * 256
     return model.weight_bytes + cache + max(512 * model.scratch_bytes_per_token, cache // model.tensor_count)
 
 
@@ -293,8 +295,9 @@ def test_what_gives_nothing_back_is_not_tried_again(kind):
 
     class Stubborn(Simulation):
         def _narrow(self, kv_bits):
-            self.other_bytes += (131_072 - self.model.kv_bytes_per_token[kv_bits]) * self.used_tokens
+            before = self.active_bytes
             super()._narrow(kv_bits)
+            self.other_bytes += before - self.active_bytes
 
     reply = Stubborn(MODEL, replace(WISH, thought_tokens=20_000), ceiling_bytes=ceiling)
 

@@ -32,7 +32,7 @@ def install_latent_attention(model: nn.Module) -> None:
 
 
 class BlockedLatentAttention(mlx_lm_api.DeepseekV3Attention):  # type: ignore[misc]
-    """mlx-lm's module with another forward pass for more than one token.
+    """mlx-lm's module with another forward pass for more than one token, and for one where the cache holds codes.
 
     Attributes:
         waits: whether what is queued is computed before more is. MLX allocates what an operation gives when the
@@ -52,6 +52,8 @@ class BlockedLatentAttention(mlx_lm_api.DeepseekV3Attention):  # type: ignore[mi
         """
         rows, tokens, _ = x.shape
         if tokens == 1:
+            if isinstance(cache, LayerCache) and cache.has_codes:
+                return self._attend_codes(x, cache)
             return super().__call__(x, mask, cache)  # type: ignore[no-any-return]
         offset = 0 if cache is None else cache.offset
         queries = self._queries(x, offset)
@@ -95,6 +97,16 @@ class BlockedLatentAttention(mlx_lm_api.DeepseekV3Attention):  # type: ignore[mi
         """Return latents and rotary keys of these tokens, ``[rows, 1, tokens, length]``."""
         compressed, rotary = mx.split(self.kv_a_proj_with_mqa(x), [self.kv_lora_rank], axis=-1)
         return self.kv_a_layernorm(compressed)[:, None], self.rope(rotary[:, None], offset)
+
+    def _attend_codes(self, x: mx.array, cache: LayerCache) -> mx.array:
+        """Return the output for a single token, in the latent's space: codes are multiplied as they are."""
+        bare, rotary = mx.split(self._queries(x, cache.offset), [self.qk_nope_head_dim], axis=-1)
+        latents, rotary_keys = cache.append(*self._latents(x, cache.offset))
+        # All heads share one latent: they are so many queries to it.
+        inner, rotary = self.embed_q(bare).swapaxes(1, 2), rotary.swapaxes(1, 2)
+        scores = latents.scores(inner) + rotary_keys.scores(rotary)
+        mixed = latents.mix(mx.softmax(scores, axis=-1, precise=True)).swapaxes(1, 2)
+        return self.o_proj(self.unembed_out(mixed).transpose(0, 2, 1, 3).flatten(2))  # type: ignore[no-any-return]
 
     def _attend(self, queries: mx.array, context: "_Context", heads: slice, blocks: LatentBlocks) -> mx.array:
         """Return what a group of heads takes from the context, ``[rows, tokens, heads x value]``."""

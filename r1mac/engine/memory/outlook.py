@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from r1mac.machine.readings import Pressure, Thermal
-from r1mac.plan.memory import CACHE_BLOCK_TOKENS
+from r1mac.plan.memory import CACHE_BLOCK_TOKENS, WIDE_BITS
 from r1mac.units import format_memory
 
 # Checks that may pass before a collision, one for each rung: buffers, 8 bits, 4 bits, landing, stop.
@@ -70,6 +70,7 @@ class Situation:
         tensor_count: that the cache is made of: two a layer, or one for MLA, whose latent is nearly all of it.
         kv_bits: width of the cache now.
         kv_bytes_per_token: what a token of context costs at each width that is possible, the present one included.
+        newest_token_bytes: what one costs besides among the newest, of which a narrow cache keeps a block wide.
         prefill_step_tokens: read at once now.
         least_step_tokens: the shortest step.
         scratch_bytes: what the plan expects a prefill step of the present length to hold beside weights and cache.
@@ -86,6 +87,7 @@ class Situation:
     tensor_count: int
     kv_bits: int
     kv_bytes_per_token: Mapping[int, int]
+    newest_token_bytes: int
     prefill_step_tokens: int
     least_step_tokens: int
     scratch_bytes: int
@@ -173,7 +175,8 @@ class Outlook:
     def narrowing_gain_bytes(self, kv_bits: int) -> int:
         """Return what a narrower cache gives back. The room that it has ahead goes besides; that comes again."""
         prices = self._now.kv_bytes_per_token
-        return (prices[self._now.kv_bits] - prices[kv_bits]) * self._now.used_tokens
+        given = (prices[self._now.kv_bits] - prices[kv_bits]) * self._now.used_tokens
+        return max(0, given - self._newest_bytes(kv_bits) + self._newest_bytes(self._now.kv_bits))
 
     @property
     def can_narrow(self) -> bool:
@@ -209,4 +212,10 @@ class Outlook:
         """Return what the cache grows by until the prompt and *more_tokens* are in it."""
         tokens = self._now.used_tokens + self._now.prompt_left_tokens + more_tokens
         grown = -(-tokens // CACHE_BLOCK_TOKENS) * CACHE_BLOCK_TOKENS - self._room_tokens
-        return self._now.kv_bytes_per_token[kv_bits] * max(0, grown)
+        price = self._now.kv_bytes_per_token[kv_bits]
+        newest_bytes = 0 if self._room_tokens else self._newest_bytes(kv_bits)
+        return price * grown + newest_bytes if grown > 0 else 0
+
+    def _newest_bytes(self, kv_bits: int) -> int:
+        """Return what a cache of that width takes besides for its newest tokens."""
+        return 0 if kv_bits == WIDE_BITS else self._now.newest_token_bytes * CACHE_BLOCK_TOKENS

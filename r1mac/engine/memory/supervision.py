@@ -23,6 +23,7 @@ class MemoryTerms:
     Attributes:
         make_watch: makes what reads memory for one reply.
         kv_bytes_per_token: what a token of context costs at each width that the cache may have.
+        newest_token_bytes: what one costs besides among the newest, of which a narrow cache keeps a block wide.
         tensor_count: how many tensors the cache is made of.
         least_step_tokens: the shortest prefill step.
         scratch_bytes: what a prefill step of so many tokens holds that ends with so many in a cache of that width.
@@ -30,6 +31,7 @@ class MemoryTerms:
 
     make_watch: Callable[[], Watch]
     kv_bytes_per_token: Mapping[int, int]
+    newest_token_bytes: int
     tensor_count: int
     least_step_tokens: int
     scratch_bytes: Callable[[int, int, int], int]
@@ -94,6 +96,7 @@ class Supervisor:
             tensor_count=terms.tensor_count,
             kv_bits=transcript.kv_bits,
             kv_bytes_per_token=terms.kv_bytes_per_token,
+            newest_token_bytes=terms.newest_token_bytes,
             prefill_step_tokens=step_tokens,
             least_step_tokens=min(terms.least_step_tokens, step_tokens),
             scratch_bytes=terms.scratch_bytes(step_tokens, len(transcript) + prompt_left_tokens, transcript.kv_bits),
