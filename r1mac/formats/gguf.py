@@ -88,31 +88,13 @@ def read_gguf(path: Path) -> GGUFFile:
     Raises:
         BadCheckpoint: the file is missing, truncated, or not GGUF.
     """
+    from r1mac.formats.gguf_reader import open_reader
+
     with _damage_named(path):
-        reader = _open_reader(path)
+        reader = open_reader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: _tensor(tensor) for tensor in reader.tensors}
     return GGUFFile(path, metadata, tensors)
-
-
-def _open_reader(path: Path) -> Any:
-    """Return the library's reader, made to stop at the file's end.
-
-    As it is, it takes what lies behind the end for empty, and an array of 2**60 numbers for that many turns of a loop.
-    """
-    import numpy as np
-    from gguf import GGUFReader
-
-    class BoundedReader(GGUFReader):  # type: ignore[misc]
-        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
-            values = super()._get(offset, dtype, count, override_order)
-            if values.size < count:
-                raise ValueError(f"{count} values at byte {offset} are not in the file")
-            return values
-
-    # An offset that wraps around would lead back into the header.
-    with np.errstate(over="raise"):
-        return BoundedReader(str(path))
 
 
 @contextmanager

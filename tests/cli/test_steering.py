@@ -1,6 +1,7 @@
 """Keys at a real terminal while a reply is written: what they do, and how the terminal is left."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,10 @@ from tests.terminal import Terminal, TerminalStream
 THOUGHT = " ".join(f"thought{number}" for number in range(200))
 END = "</think>\\n\\nThe answer is four."
 TURN = THOUGHT + END
+FORTY = " ".join(f"t{number}" for number in range(40))
 SIXTY = " ".join(f"t{number}" for number in range(60))
+# Keys that come sooner one after another are a text that is typed.
+APART_SECONDS = 0.4
 SHORT = "short thought</think>\\n\\nThe answer is four and no more than that."
 RECITE = (sys.executable, str(ROOT / "tests" / "reciting.py"))
 # What a shell would find: the terminal's mode before and after, and keys that nobody took.
@@ -28,7 +32,7 @@ trap : INT
 stty -a >"$BEFORE"
 "$@"
 stty -a >"$AFTER"
-"$PYTHON" -c 'import select, sys; print("left over:", len(select.select([0], [], [], 0.3)[0]))'
+"$PYTHON" -c 'import select, sys; print("left over:", len(select.select([0], [], [], 0.05)[0]))'
 """
 
 
@@ -41,11 +45,23 @@ class Person:
             command[0], command[1:], env=environment, encoding="utf-8", timeout=60, dimensions=(24, 80)
         )
         self.child.logfile_read = TerminalStream(self.screen)
+        self._typed_at = time.monotonic()
 
     def press(self, keys: str) -> None:
-        """Type *keys* as fast as a person who knows what comes: the program has the time to act on what was before."""
-        time.sleep(0.4)
+        """Type *keys* as fast as a person who knows what comes: the program can tell them from those before."""
+        time.sleep(max(0.0, self._typed_at + APART_SECONDS - time.monotonic()))
         self.child.send(keys)
+        self._typed_at = time.monotonic()
+
+    def sees_keys_taken(self) -> None:
+        """Wait until the terminal gives the program key by key; what was typed before is dropped then."""
+        assert self.child.waitnoecho(timeout=60)
+        self._typed_at = time.monotonic()
+
+    @property
+    def last_thought(self) -> int:
+        """The number of the last word of the thought that is to be seen."""
+        return int(re.findall(r"thought(\d+)", _run_together(" ".join(self.screen.lines)))[-1])
 
     def sees(self, text: str) -> None:
         """Wait until *text* comes."""
@@ -97,30 +113,32 @@ def test_answer_now(key: str, at_terminal: Callable[..., Person]) -> None:
 
 @pytest.mark.parametrize("key", ["p", " "])
 def test_pause(key: str, at_terminal: Callable[..., Person]) -> None:
-    """Nothing comes while it is paused, a line says how to go on, and then the text is whole."""
-    person = at_terminal(*RECITE, "one", SIXTY + END)
-    person.sees("t9")
+    """Nothing comes while it is paused, a line says how to go on, and then no word is missing."""
+    person = at_terminal(*RECITE, "one", TURN)
+    person.sees("thought9")
     person.press(key)
     person.sees("paused · p goes on · a answer")
     person.child.expect(pexpect.TIMEOUT, timeout=0.5)
-    before = person.screen.lines
-    person.child.expect(pexpect.TIMEOUT, timeout=1)
+    before, last = person.screen.lines, person.last_thought
+    person.child.expect(pexpect.TIMEOUT, timeout=0.7)
     assert person.screen.lines == before
     person.press(key)
+    person.sees(f"thought{last + 6}")
+    person.press("a")
 
     shown = person.stays()
-    assert _run_together(SIXTY) in _run_together(shown)
+    assert _thought(last + 6) in _run_together(shown)
     assert "paused" not in shown
 
 
 def test_the_line_below_the_thought(at_terminal: Callable[..., Person]) -> None:
     """While it thinks a line says how far it is and what can be done; the text stays clear of it."""
     person = at_terminal(*RECITE, "one", TURN)
-    person.sees("thinking · 40 tokens at 20/s · ≤ 48 s left · a answer · p pause · ? keys")
+    person.sees("thinking · 20 tokens at 20/s · ≤ 49 s left · a answer · p pause · ? keys")
     person.press("a")
 
     shown = person.stays()
-    assert _run_together(" ".join(f"thought{number}" for number in range(42))) in _run_together(shown)
+    assert _thought(19) in _run_together(shown)
     assert "tokens at 20/s" not in shown
 
 
@@ -133,8 +151,8 @@ def test_a_hint(at_terminal: Callable[..., Person]) -> None:
     person.press("try fivX")
     person.press("\x7fe")
     person.sees("hint: try five")
-    last = person.screen.lines[-2].split()[-1]
-    time.sleep(1)
+    last = person.last_thought
+    time.sleep(0.7)
     person.press("\r")
     person.sees("the hint is in the thought")
     person.sees("try five")
@@ -144,7 +162,7 @@ def test_a_hint(at_terminal: Callable[..., Person]) -> None:
     assert "\ntry five\n" in shown
     assert "hint: " not in shown
     following = shown[shown.index("\ntry five\n") :].split()[2]
-    assert int(following.removeprefix("thought")) <= int(last.removeprefix("thought")) + 3
+    assert int(following.removeprefix("thought")) <= last + 3
 
 
 def test_escape_gives_a_hint_up(at_terminal: Callable[..., Person]) -> None:
@@ -154,8 +172,9 @@ def test_escape_gives_a_hint_up(at_terminal: Callable[..., Person]) -> None:
     person.press("h")
     person.sees("hint: ")
     person.press("never mind")
+    last = person.last_thought
     person.press("\x1b")
-    person.sees("thought30")
+    person.sees(f"thought{last + 6}")
     person.press("a")
 
     assert "mind" not in person.stays()
@@ -163,12 +182,12 @@ def test_escape_gives_a_hint_up(at_terminal: Callable[..., Person]) -> None:
 
 def test_think_more(at_terminal: Callable[..., Person]) -> None:
     """The thought goes on where it would have ended."""
-    person = at_terminal(*RECITE, "one", SIXTY + END)
-    person.sees("t9")
+    person = at_terminal(*RECITE, "one", FORTY + END)
+    person.sees("t2")
     person.press("m")
 
     shown = person.stays()
-    assert shown.count("t58") == 2
+    assert shown.count("t38") == 2
     assert "[the thought will go on once more where it would end]" in shown
 
 
@@ -186,15 +205,15 @@ def test_the_keys_are_shown(at_terminal: Callable[..., Person]) -> None:
 @pytest.mark.parametrize("typed", ["and why is that?\r", "pah!\r", "x", "\x1b[A"])
 def test_a_sentence_is_no_key(typed: str, at_terminal: Callable[..., Person]) -> None:
     """The letters of a next question do nothing, and reach nobody; that is told."""
-    person = at_terminal(*RECITE, "one", SIXTY + END)
-    person.sees("t9")
+    person = at_terminal(*RECITE, "one", FORTY + END)
+    person.sees("t2")
     person.child.delaybeforesend = None
     for letter in [typed] if typed.startswith("\x1b") else typed:
         person.child.send(letter)
         time.sleep(0.02)
 
     shown = person.stays()
-    assert "t59" in shown
+    assert "t39" in shown
     assert "paused" not in shown
     assert ("is not kept; ? shows the keys" in shown) == (typed != "\x1b[A")
     assert shown.endswith("left over: 0")
@@ -202,8 +221,8 @@ def test_a_sentence_is_no_key(typed: str, at_terminal: Callable[..., Person]) ->
 
 def test_keys_of_the_thought_are_refused_in_the_answer(at_terminal: Callable[..., Person]) -> None:
     """There is one note, and the answer is whole; a pause works."""
-    person = at_terminal(*RECITE, "one", "a thought</think>\\n\\n" + " ".join(f"t{number}" for number in range(80)))
-    person.sees("t9")
+    person = at_terminal(*RECITE, "one", "a thought</think>\\n\\n" + SIXTY)
+    person.sees("t2")
     for key in ("a", "m", "h", "p"):
         person.press(key)
     person.sees("paused · p goes on · Ctrl-C stops")
@@ -212,7 +231,7 @@ def test_keys_of_the_thought_are_refused_in_the_answer(at_terminal: Callable[...
     shown = person.stays()
     assert shown.count("[the thought is over; there is nothing to steer]") == 1
     assert "hint" not in shown
-    assert "t79" in shown
+    assert "t59" in shown
 
 
 @pytest.mark.parametrize("before", ["", "p", "h"])
@@ -223,7 +242,6 @@ def test_ctrl_c_stops_it_in_any_state(before: str, at_terminal: Callable[..., Pe
     if before:
         person.press(before)
         person.sees({"p": "paused", "h": "hint: "}[before])
-    time.sleep(0.4)
     person.child.sendintr()
 
     assert "ended: cancelled\nthreads: 1\nleft over: 0" in person.stays()
@@ -231,23 +249,23 @@ def test_ctrl_c_stops_it_in_any_state(before: str, at_terminal: Callable[..., Pe
 
 def test_the_answer_in_a_file_is_the_answer(at_terminal: Callable[..., Person], tmp_path: Path) -> None:
     """With stdout in a file the keys work, the line below tells of the answer too, and the file has the answer alone."""
-    long = "short thought</think>\\n\\n" + SIXTY
+    long = "short thought</think>\\n\\n" + FORTY
     person = at_terminal(
         "/bin/sh", "-c", 'out="$1"; shift; "$@" >"$out"', "sh", str(tmp_path / "out"), *RECITE, "one", long
     )
-    person.sees("answering · 38 tokens at 20/s")
+    person.sees("answering · 18 tokens at 20/s")
     person.press("p")
     person.sees("paused")
     person.press("p")
     person.stays()
 
-    assert (tmp_path / "out").read_text(encoding="utf-8") == SIXTY + "\n"
+    assert (tmp_path / "out").read_text(encoding="utf-8") == FORTY + "\n"
 
 
 def test_quiet_keys(at_terminal: Callable[..., Person]) -> None:
     """With --quiet nothing is shown of the thought, but who presses a key is answered."""
     person = at_terminal(*RECITE, "one", "--quiet", TURN)
-    assert person.child.waitnoecho(timeout=30)
+    person.sees_keys_taken()
     person.press("p")
     person.sees("paused")
     person.press("a")
@@ -260,11 +278,11 @@ def test_quiet_keys(at_terminal: Callable[..., Person]) -> None:
 
 def test_without_a_terminal_on_stdin_there_are_no_keys(at_terminal: Callable[..., Person]) -> None:
     """Where the text comes through a pipe the terminal is left alone."""
-    person = at_terminal("/bin/sh", "-c", 'true | "$@"', "sh", *RECITE, "one", " ".join(f"t{n}" for n in range(30)))
-    person.sees("t5")
+    person = at_terminal("/bin/sh", "-c", 'true | "$@"', "sh", *RECITE, "one", " ".join(f"t{n}" for n in range(20)))
+    person.sees("t2")
     person.child.send("p\n")
 
-    assert "t29" in person.stays()
+    assert "t19" in person.stays()
 
 
 def test_a_next_question_typed_too_early_is_dropped(at_terminal: Callable[..., Person]) -> None:
@@ -320,13 +338,18 @@ def test_ctrl_z_and_back(environment: dict[str, str], people: list[Person]) -> N
 def test_a_killed_run_leaves_the_terminal_as_it_was(at_terminal: Callable[..., Person], tiny: Path) -> None:
     """The real command at a real model: it pauses, and SIGTERM ends it in order."""
     person = at_terminal(*COMMAND, "run", str(tiny), "hi", "--max-tokens", "20000", "--temperature", "0")
-    assert person.child.waitnoecho(timeout=60)
+    person.sees_keys_taken()
     person.press("p")
     person.sees("paused")
     (process,) = _children(person.child.pid)
     os.kill(process, signal.SIGTERM)
 
     assert person.stays().endswith("left over: 0")
+
+
+def _thought(last: int) -> str:
+    """Return the thought up to a word's number, as ``_run_together`` gives it."""
+    return "".join(f"thought{number}" for number in range(last + 1))
 
 
 def _run_together(text: str) -> str:

@@ -13,9 +13,9 @@ from tests.checkpoints import CONFIGS, write_checkpoint
 from tests.sessions import load
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
-    """Return a function that gives the converted checkpoint of an architecture at some bits."""
+    """Return a function that gives the converted checkpoint of an architecture at some bits, to be read only."""
     made: dict[tuple[str, int], Path] = {}
 
     def folder(kind: str, bits: int) -> Path:

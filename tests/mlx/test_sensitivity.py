@@ -1,5 +1,7 @@
 """The divergence that is measured for a group is that of the model in which just this group is quantised."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,13 +21,20 @@ SEQUENCES = np.random.default_rng(2).integers(0, 320, (2, 40)).tolist()
 THREE, FOUR = Quantization(bits=3), Quantization(bits=4)
 
 
-def _measured(source: Path, statistics: Path) -> Sensitivity:
-    statistics.mkdir()
-    opened = open_source(source)
-    for _ in calibrate(opened, SEQUENCES, statistics):
-        pass
-    *_, (_, _, known) = measure_sensitivity(opened, statistics, SEQUENCES, width=THREE, others=[FOUR])
-    return known
+@pytest.fixture(scope="module", name="measured")
+def _measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, Sensitivity]]:
+    """Return a function that gives a checkpoint of an architecture, its statistics, and what was measured of it."""
+
+    @functools.cache
+    def measured(kind: str) -> tuple[Path, Path, Sensitivity]:
+        source = write_checkpoint(tmp_path_factory.mktemp("source"), CONFIGS[kind])
+        statistics, opened = tmp_path_factory.mktemp("statistics"), open_source(source)
+        for _ in calibrate(opened, SEQUENCES, statistics):
+            pass
+        *_, (_, _, known) = measure_sensitivity(opened, statistics, SEQUENCES, width=THREE, others=[FOUR])
+        return source, statistics, known
+
+    return measured
 
 
 @pytest.mark.parametrize(
@@ -39,14 +48,13 @@ def _measured(source: Path, statistics: Path) -> Sensitivity:
     ],
 )
 def test_a_groups_divergence_is_that_of_the_model_with_it_alone_quantised(
-    kind: str, group: str, tmp_path: Path
+    kind: str, group: str, measured: Callable[[str], tuple[Path, Path, Sensitivity]]
 ) -> None:
-    source = write_checkpoint(tmp_path / "source", CONFIGS[kind])
-    known = _measured(source, tmp_path / "statistics")
+    source, statistics, known = measured(kind)
     reference, changed = mlx_lm_api.load_lazily(source, {}), mlx_lm_api.load_lazily(source, {})
     reference.set_dtype(mx.float32)
     changed.set_dtype(mx.float32)
-    fit = CalibratedFit(tmp_path / "statistics", sweeps=0)
+    fit = CalibratedFit(statistics, sweeps=0)
     for path, module in changed.named_modules():
         if known.groups.get(path) == group:
             weight = module.weight
@@ -60,10 +68,10 @@ def test_a_groups_divergence_is_that_of_the_model_with_it_alone_quantised(
     assert known.kl_nats[group] == pytest.approx(found.kl_nats, rel=0.02)
 
 
-def test_every_matrix_with_statistics_has_a_cost_that_falls_with_its_bits(tmp_path: Path) -> None:
-    source = write_checkpoint(tmp_path / "source", CONFIGS["deepseek_v3"])
-
-    known = _measured(source, tmp_path / "statistics")
+def test_every_matrix_with_statistics_has_a_cost_that_falls_with_its_bits(
+    measured: Callable[[str], tuple[Path, Path, Sensitivity]],
+) -> None:
+    _, _, known = measured("deepseek_v3")
 
     assert "model.layers.0.mlp.gate_proj" in known.groups
     assert "model.layers.2.mlp.switch_mlp.down_proj" in known.groups

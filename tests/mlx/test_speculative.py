@@ -1,5 +1,6 @@
 """Drafting changes no text and no distribution, costs nothing where it finds nothing, and leaves the cache right."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import mlx.core as mx
@@ -45,16 +46,31 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., nn.Module]
     return model
 
 
+@pytest.fixture(scope="module")
+def plain_text(models: Callable[..., nn.Module]) -> Callable[..., list[int]]:
+    """Return a function that gives what a model of an architecture writes without drafts."""
+
+    @functools.cache
+    def text(kind: str, sampling: Sampling, limit: int, kv_bits: int = 16) -> list[int]:
+        return plain(models(kind), sampling, limit, kv_bits=kv_bits)
+
+    return text
+
+
 @pytest.mark.parametrize("kv_bits", [16, 8])
 @pytest.mark.parametrize("sampling", SAMPLINGS[:2])
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("error_every", [1, 3, 1000])
 def test_drafts_right_and_wrong_change_no_token(
-    kind: str, sampling: Sampling, kv_bits: int, error_every: int, models: Callable[..., nn.Module]
+    kind: str,
+    sampling: Sampling,
+    kv_bits: int,
+    error_every: int,
+    models: Callable[..., nn.Module],
+    plain_text: Callable[..., list[int]],
 ) -> None:
     """The text is that of plain decoding for the same seed, whether drafts are right, partly right or all wrong."""
-    model = models(kind)
-    expected = plain(model, sampling, 48, kv_bits=kv_bits)
+    model, expected = models(kind), plain_text(kind, sampling, 48, kv_bits)
     foretold = [(token + (at % error_every == error_every - 1)) % VOCABULARY for at, token in enumerate(expected)]
 
     tokens, speculation = drafted(model, sampling, 48, Prophet(TEXT + foretold), kv_bits=kv_bits)
@@ -69,9 +85,9 @@ def test_drafts_right_and_wrong_change_no_token(
 @pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])
 def test_lookups_change_no_token(kind: str, sampling: Sampling, models: Callable[..., nn.Module]) -> None:
     """What is drafted from the text itself changes no token."""
-    expected = plain(models(kind), sampling, 160)
+    expected = plain(models(kind), sampling, 100)
 
-    tokens, _ = drafted(models(kind), sampling, 160, LookupDrafter())
+    tokens, _ = drafted(models(kind), sampling, 100, LookupDrafter())
 
     assert tokens == expected
 
@@ -133,9 +149,11 @@ def test_the_next_token_is_computed_while_the_caller_has_this_one(models: Callab
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 5, 6, 7, 31])
 @pytest.mark.parametrize("foretold", [True, False])
-def test_the_limit_is_exact(limit: int, foretold: bool, models: Callable[..., nn.Module]) -> None:
+def test_the_limit_is_exact(
+    limit: int, foretold: bool, models: Callable[..., nn.Module], plain_text: Callable[..., list[int]]
+) -> None:
     """As many tokens as were allowed come, and the cache never holds more than it must for them."""
-    longer = plain(models(), GREEDY, 40)
+    longer = plain_text("llama", GREEDY, 40)
     drafter = Prophet(TEXT + longer) if foretold else LookupDrafter()
     transcript = read(models())
 
@@ -148,10 +166,12 @@ def test_the_limit_is_exact(limit: int, foretold: bool, models: Callable[..., nn
 
 @pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])
 @pytest.mark.parametrize("stop", range(1, 24, 2))
-def test_it_can_be_left_at_any_token(kind: str, stop: int, models: Callable[..., nn.Module]) -> None:
+def test_it_can_be_left_at_any_token(
+    kind: str, stop: int, models: Callable[..., nn.Module], plain_text: Callable[..., list[int]]
+) -> None:
     """Closed in the middle of a draft, the cache holds nothing that was not taken, and the reply can go on otherwise."""
     model, hint = models(kind), [200, 201, 202]
-    longer = plain(model, GREEDY, 40)
+    longer = plain_text(kind, GREEDY, 40)
     speculation = Speculation(Prophet(TEXT + longer), FixedGauge(FLAT), most_drafted=5)
     transcript, written = read(model), []
 

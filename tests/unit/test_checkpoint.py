@@ -15,6 +15,7 @@ from r1mac.engine.kept import checkpoint as checkpoint_module
 from r1mac.engine.kept.checkpoint import Checkpoint, CheckpointHeader, load_checkpoint
 from r1mac.engine.request import AnswerFormat, GenerateRequest, Message, Sampling
 from r1mac.errors import BadCheckpoint
+from tests.files import write_anew
 
 HEADER = CheckpointHeader(
     model="0123",
@@ -27,7 +28,7 @@ HEADER = CheckpointHeader(
         stop=("\n\n", "END"),
         answer_format=AnswerFormat(kind="json_schema", text="{}"),
     ),
-    prompt_ids=tuple(range(300)),
+    prompt_ids=tuple(range(100, 140)),
     kv_bits=16,
     context_tokens=8192,
     started_at_s=1.5,
@@ -81,7 +82,7 @@ def test_it_may_be_cut_off_at_any_byte(path: Path) -> None:
     header_bytes = content.index(b"\n") + 1
     counts = []
     for size in range(len(content) + 1):
-        path.write_bytes(content[:size])
+        write_anew(path, content[:size])
         if size < header_bytes:
             with pytest.raises(BadCheckpoint):
                 load_checkpoint(path)
@@ -102,7 +103,7 @@ def test_a_flipped_bit_ends_the_reply_before_it(path: Path) -> None:
     content = path.read_bytes()
     header_bytes = content.index(b"\n") + 1
     for position in range(len(content)):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        write_anew(path, content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
         if position < header_bytes:
             with pytest.raises(BadCheckpoint):
                 load_checkpoint(path)

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
-from gguf import GGUFWriter, quants
+from gguf import GGUFEndian, GGUFReader, GGUFWriter, quants
 from gguf.constants import GGML_QUANT_SIZES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.gguf import read_gguf
+from tests.files import write_anew
 
 ROWS, COLUMNS = 5, 512
 METADATA = {
@@ -48,9 +49,11 @@ def encoded(kind: Kind) -> np.ndarray:
     return quants.quantize(rng.normal(size=(ROWS, COLUMNS)).astype(np.float32), kind)
 
 
-def write(path: Path, kind: Kind = Kind.F32, *, architecture: str = "llama") -> Path:
+def write(
+    path: Path, kind: Kind = Kind.F32, *, architecture: str = "llama", endianess: GGUFEndian = GGUFEndian.LITTLE
+) -> Path:
     """Write a file with some metadata, a matrix in the format *kind* and a float32 vector."""
-    writer = GGUFWriter(str(path), architecture)
+    writer = GGUFWriter(str(path), architecture, endianess=endianess)
     writer.add_block_count(2)
     writer.add_string("test.text", METADATA["text"])
     writer.add_uint32("test.count", METADATA["count"])
@@ -115,11 +118,14 @@ def test_a_vector_comes_by_ranges_of_values(tmp_path):
     assert tensor.rows(2, 4).tolist() == [2, 3]
 
 
-def test_metadata_come_back(tmp_path):
-    """Texts, numbers, truths and lists of metadata come back as Python's own."""
-    metadata = read_gguf(write(tmp_path / "x.gguf")).metadata
+@pytest.mark.parametrize("endianess", GGUFEndian, ids=lambda endianess: endianess.name)
+def test_metadata_come_back(endianess, tmp_path):
+    """Texts, numbers, truths and lists come back as Python's own, and all fields as from the library's own reader."""
+    path = write(tmp_path / "x.gguf", endianess=endianess)
+    metadata = read_gguf(path).metadata
 
     assert {name: metadata[f"test.{name}"] for name in METADATA} == METADATA
+    assert metadata == {name: field.contents() for name, field in GGUFReader(path).fields.items()}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
@@ -184,7 +190,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
     lengths = [*range(4, header), *range(header, end, 997), *range(end - 40, end)]
 
     for length in lengths:
-        path.write_bytes(content[:length])
+        write_anew(path, content[:length])
         damage(path)
 
 
@@ -258,7 +264,7 @@ def test_a_corrupted_header_is_read_or_refused(changes, tmp_path):
     for share, wrong in changes:
         place = 4 + int(share * (header - 4))
         content[place : place + len(wrong)] = wrong
-    path.write_bytes(content)
+    write_anew(path, content)
 
     with contextlib.suppress(BadCheckpoint):
         for tensor in read_gguf(path).tensors.values():
@@ -271,7 +277,7 @@ def test_a_corrupted_header_is_read_or_refused(changes, tmp_path):
 def test_arbitrary_bytes_behind_the_magic_are_refused_or_read(tail, tmp_path):
     """No bytes behind ``GGUF`` and a known version lead to anything but a result or BadCheckpoint."""
     path = tmp_path / "x.gguf"
-    path.write_bytes(b"GGUF" + struct.pack("<I", 3) + tail)
+    write_anew(path, b"GGUF" + struct.pack("<I", 3) + tail)
 
     with contextlib.suppress(BadCheckpoint):
         read_gguf(path)

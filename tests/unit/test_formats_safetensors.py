@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from r1mac.errors import BadCheckpoint
 from r1mac.formats.safetensors import DTYPE_BYTES, TensorEntry, TensorLayout, lay_out, read_header
+from tests.files import write_anew
 
 MLX_TYPES = {
     "BOOL": mx.bool_,
@@ -41,7 +42,7 @@ def small(path: Path) -> Path:
 def write(path: Path, header: Any, *, data: bytes = b"", length: int | None = None) -> Path:
     """Write a file with *header* (bytes as they are, else as JSON), which may be a lie."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+    write_anew(path, struct.pack("<Q", len(text) if length is None else length) + text + data)
     return path
 
 
@@ -112,7 +113,7 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
     content = path.read_bytes()
 
     for length in range(len(content)):
-        path.write_bytes(content[:length])
+        write_anew(path, content[:length])
         damage(path)
 
 
@@ -207,7 +208,7 @@ def test_a_missing_file_is_told(tmp_path):
 def test_arbitrary_bytes_are_read_or_refused(content, tmp_path):
     """No bytes whatever lead to anything but a result or BadCheckpoint."""
     path = tmp_path / "x.safetensors"
-    path.write_bytes(content)
+    write_anew(path, content)
 
     with contextlib.suppress(BadCheckpoint):
         read_header(path)

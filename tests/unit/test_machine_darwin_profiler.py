@@ -116,7 +116,9 @@ def test_any_text_is_no_error(text):
 
 
 _NAMES = st.sampled_from(["_items", "_name", "receptacle_1_tag", "receptacle_id_key", "physical_drive", "bsd_name"])
-_JSON = st.recursive(st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(_NAMES, inner))
+_JSON = st.recursive(
+    st.none() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(_NAMES, inner), max_leaves=20
+)
 
 
 @given(st.lists(_JSON))
