@@ -244,3 +244,19 @@ def test_putting_aside_costs_nothing_until_it_is_written_to() -> None:
     mx.eval(list(transcript.export(0, 1).values()))
 
     assert mx.get_active_memory() - before < 0.1 * transcript.cache_bytes
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_short_step_takes_one_layer_apart_at_a_time(bits: int) -> None:
+    """A few tokens behind many (words that close a thought, drafts) hold the same in passing, however many layers."""
+    passing = []
+    for layers in (3, 12):
+        model = mlx_lm_api.model_skeleton({**CONFIGS["llama"], "num_hidden_layers": layers})
+        transcript = Transcript(model, prefill_step_tokens=256, kv_bits=bits)
+        list(transcript.prefill([number % 300 for number in range(950)]))
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        list(transcript.prefill([5, 6]))
+        passing.append(mx.get_peak_memory() - mx.get_active_memory())
+
+    assert passing[1] < 1.2 * passing[0]

@@ -130,7 +130,8 @@ class Rows:
         if not old:
             return recent
         # There is room for codes of all, so that the newest can be put in their place: nothing is copied.
-        values = self._dequantized(0, end)
+        # Codes of earlier steps depend on nothing of this one: MLX would take those of all layers apart at once.
+        values = self._dequantized([mx.depends(part[..., :end, :], recent) for part in self._parts])
         values[..., old:, :] = recent
         return values
 
@@ -291,10 +292,11 @@ class Rows:
 
     def _older(self, start: int, stop: int) -> mx.array:
         """Return tokens of the parts as values."""
-        return self._parts[0][..., start:stop, :] if self.group_size is None else self._dequantized(start, stop)
+        pieces = [part[..., start:stop, :] for part in self._parts]
+        return pieces[0] if self.group_size is None else self._dequantized(pieces)
 
-    def _dequantized(self, start: int, stop: int) -> mx.array:
-        codes, scales, biases = (part[..., start:stop, :] for part in self._parts)
+    def _dequantized(self, pieces: Sequence[mx.array]) -> mx.array:
+        codes, scales, biases = pieces
         return mx.dequantize(codes, scales, biases, group_size=self.group_size, bits=self.bits)
 
     def _kinds(self) -> Sequence[mx.array]:

@@ -122,11 +122,12 @@ class Outlook:
         """
         price = self._now.kv_bytes_per_token[kv_bits or self._now.kv_bits]
         free = self.free_bytes + more_bytes - self._passing_bytes - kept_bytes
+        first_codes_bytes = self._first_codes_bytes(kv_bits or self._now.kv_bits)
         if free < 0:
             return 0
         # The last growth by a block holds, besides, the old part of one tensor.
         tensors = self._now.tensor_count
-        growable = free * tensors - price * self._room_tokens
+        growable = (free - first_codes_bytes) * tensors - price * self._room_tokens
         blocks = max(0, growable // (price * CACHE_BLOCK_TOKENS * (tensors + 1)))
         return self._room_tokens - self._now.used_tokens + blocks * CACHE_BLOCK_TOKENS
 
@@ -214,8 +215,14 @@ class Outlook:
         grown = -(-tokens // CACHE_BLOCK_TOKENS) * CACHE_BLOCK_TOKENS - self._room_tokens
         price = self._now.kv_bytes_per_token[kv_bits]
         newest_bytes = 0 if self._room_tokens else self._newest_bytes(kv_bits)
-        return price * grown + newest_bytes if grown > 0 else 0
+        return price * grown + newest_bytes + self._first_codes_bytes(kv_bits) if grown > 0 else 0
 
     def _newest_bytes(self, kv_bits: int) -> int:
         """Return what a cache of that width takes besides for its newest tokens."""
         return 0 if kv_bits == WIDE_BITS else self._now.newest_token_bytes * CACHE_BLOCK_TOKENS
+
+    def _first_codes_bytes(self, kv_bits: int) -> int:
+        """Return what a narrow cache takes besides when it outgrows the newest tokens: codes for these as well."""
+        if kv_bits == WIDE_BITS or self._room_tokens != CACHE_BLOCK_TOKENS:
+            return 0
+        return self._now.kv_bytes_per_token[kv_bits] * CACHE_BLOCK_TOKENS
