@@ -17,8 +17,8 @@ METAL, CPU = True, False
 # Without a kernel for it, dequantising spreads the codes over 32-bit words first.
 _CODE_BYTES = 4
 _FLOAT32_BYTES = 4
-# The most that a narrow cache keeps wide (plan.memory.narrow_tokens).
-_NEWEST_TOKENS = 256
+# The most that a narrow cache keeps wide: a block (plan.memory.narrow_tokens).
+_MOST_WIDE_TOKENS = 256
 
 
 class ValueTypes(NamedTuple):
@@ -346,7 +346,7 @@ def _latent_extent(
 
 
 def _recent_tokens(step_tokens: float, context_tokens: int) -> float:
-    return min(step_tokens + _NEWEST_TOKENS, context_tokens)
+    return min(step_tokens + _MOST_WIDE_TOKENS, context_tokens)
 
 
 def _attention_rows(arch: ArchSpec, types: ValueTypes, cut: Cut) -> tuple[tuple[_Row, ...], int]:

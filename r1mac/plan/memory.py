@@ -197,7 +197,7 @@ def _step_bytes(arch: ArchSpec, types: ValueTypes, *, step_tokens: float, contex
     """Return what a step holds. With a narrow cache it is one of a wide cache until there are codes: it may be more."""
     return max(
         step_bytes(arch, kind, step_tokens=step_tokens, context_tokens=context_tokens, on_gpu=on_gpu)
-        for kind in (types, types._replace(kv_bits=WIDE_BITS))
+        for kind in {types, types._replace(kv_bits=WIDE_BITS)}
     )
 
 
