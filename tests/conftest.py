@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ hypothesis.settings.load_profile("r1mac")
 # Where bytecode is not to be written, each of a thousand processes would compile r1mac anew: a third of its time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A shell starts what is behind a & with Ctrl-C ignored, and what the tests start would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _NUMBERS = itertools.count()
 

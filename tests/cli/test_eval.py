@@ -104,7 +104,10 @@ def test_ctrl_c_says_what_is_kept(made: Path, environment: dict[str, str]) -> No
         while not (line := process.stderr.readline()).startswith("putting problems"):
             assert line, "it ended before it was stopped"
         process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
+        try:
+            _, rest = process.communicate(timeout=60)
+        finally:
+            process.kill()
 
     assert process.returncode == 130, rest
     assert "what the text showed is kept" in rest
