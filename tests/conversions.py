@@ -15,6 +15,7 @@ from r1mac.convert.recipe import Recipe
 from r1mac.convert.sources import open_source
 from r1mac.engine.load import load_engine
 from r1mac.plan.compute import Compute
+from tests.generators import value_of
 
 
 def by_r1mac(source: Path, folder: Path, recipe: Recipe) -> Path:
@@ -71,11 +72,7 @@ def assert_identical(ours: Path, theirs: Path) -> None:
 def engine_logits(folder: Path, prompt: mx.array, compute: Compute) -> mx.array:
     """Return what r1mac's engine, computing in *compute*, answers to token ids ``[1, tokens]``."""
     steps = load_engine(folder, compute=compute, context_tokens=100, prefill_step_tokens=16)
-    try:
-        while True:
-            next(steps)
-    except StopIteration as stop:
-        return stop.value.model(prompt)
+    return value_of(steps).model(prompt)
 
 
 def json_in(path: Path) -> dict[str, Any]:

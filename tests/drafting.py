@@ -13,12 +13,11 @@ from r1mac.convert.sources import open_source
 from r1mac.engine.decode import decode
 from r1mac.engine.drafts.speculation import Drafter, Speculation
 from r1mac.engine.drafts.step_costs import CostBook, Gauge, StepCosts
-from r1mac.engine.load import load_engine
 from r1mac.engine.request import Sampling
 from r1mac.engine.sampling import Sampler
 from r1mac.engine.transcript import Transcript
-from r1mac.plan.compute import Compute
 from tests.checkpoints import write_checkpoint
+from tests.sessions import load
 
 VOCABULARY = 320
 # Reading several tokens costs hardly more than reading one.
@@ -85,12 +84,7 @@ def make_model(folder: Path, config: Mapping[str, Any], *, weights: Mapping[str,
     (folder / "model").mkdir()
     for _ in convert(open_source(source), plain_recipe(bits=16, group_size=64), folder / "model"):
         pass
-    steps = load_engine(folder / "model", compute=Compute.FLOAT32, context_tokens=400, prefill_step_tokens=512)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value.model
+    return load(folder / "model").model
 
 
 def read(model: nn.Module, text: Sequence[int] = TEXT, *, kv_bits: int = 16) -> Transcript:

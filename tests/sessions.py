@@ -12,6 +12,7 @@ from r1mac.engine.generate import Session
 from r1mac.engine.load import Engine, load_engine
 from r1mac.engine.request import GenerateRequest, Message, Sampling
 from r1mac.plan.compute import Compute
+from tests.generators import value_of
 
 GREEDY = Sampling(temperature=0)
 QUESTION = (Message("user", "What is 2+2? é🙂"),)
@@ -80,13 +81,7 @@ def session_of(
 def load(folder: Path, **options: Any) -> Engine:
     """Return the engine of the model in *folder*, in float32."""
     options = {"compute": Compute.FLOAT32, "context_tokens": 400, "prefill_step_tokens": 512, **options}
-    steps = load_engine(folder, **options)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            engine: Engine = stop.value
-            return engine
+    return value_of(load_engine(folder, **options))
 
 
 def request(messages: tuple[Message, ...] = QUESTION, **changes: Any) -> GenerateRequest:

@@ -1,6 +1,6 @@
 """The cache of keys and values at 16, 8 and 4 bits, for every architecture: what it gives back, keeps, and takes."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from r1mac.plan.compute import Compute
 from r1mac.plan.memory import kv_bytes_per_token, kv_cache_bytes
 from r1mac.prepare.files import packaged_file
 from tests.checkpoints import CONFIGS, write_checkpoint
+from tests.generators import value_of
 
 # A head of 64 values, as in the demo, and MLA's own sizes.
 SHAPES = {
@@ -247,15 +248,6 @@ def test_an_engine_loaded_with_narrow_caches_answers(kind: str, tmp_path: Path) 
     ]
     (finished,) = (event for event in again if isinstance(event, Finished))
     assert finished.stats.cached_tokens == finished.stats.prompt_tokens - 1
-
-
-def value_of(steps: Generator[Any, None, Engine]) -> Engine:
-    """Run a generator to its end and return its value."""
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            return stop.value
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from r1mac.errors import BadCheckpoint
 from r1mac.mlx_lm_api import load_lazily, model_skeleton
 from r1mac.plan.compute import Compute
 from tests.checkpoints import CONFIGS, DEEPSEEK_V3, LLAMA, QWEN3, write_checkpoint
+from tests.generators import told_and_value
 
 PROMPT = mx.array([[0, 258, 40, 41, 42, 259, 260, 3]])
 
@@ -48,15 +49,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Pa
 
 def _load(folder: Path, compute: Compute = Compute.FLOAT32) -> tuple[Engine, list[tuple[int, int]]]:
     """Return the engine and the progress that was told."""
-    steps: Generator[tuple[int, int], None, Engine] = load_engine(
-        folder, compute=compute, context_tokens=100, prefill_step_tokens=16
-    )
-    told = []
-    while True:
-        try:
-            told.append(next(steps))
-        except StopIteration as stop:
-            return stop.value, told
+    told, engine = told_and_value(load_engine(folder, compute=compute, context_tokens=100, prefill_step_tokens=16))
+    return engine, told
 
 
 def _logits(model: nn.Module) -> np.ndarray:

@@ -5,7 +5,7 @@ asked again; ``UPDATE_GOLDEN=write`` then records it (torch 2.x and transformers
 """
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from r1mac.engine.load import Engine, load_engine
 from r1mac.plan import latent_blocks
 from r1mac.plan.compute import Compute
 from tests.checkpoints import DEEPSEEK_V3, LLAMA, QWEN2, QWEN3, write_checkpoint
+from tests.generators import value_of
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "logits.npz"
 SMALL = {
@@ -108,14 +109,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
     found = {}
     for name, config in SHAPES.items():
         folder = write_checkpoint(tmp_path_factory.mktemp("logits") / "model", config, weights=make_weights(config))
-        steps: Generator[Any, None, Engine] = load_engine(
-            folder, compute=Compute.FLOAT32, context_tokens=100, prefill_step_tokens=16
-        )
-        while name not in found:
-            try:
-                next(steps)
-            except StopIteration as stop:
-                found[name] = stop.value
+        found[name] = value_of(load_engine(folder, compute=Compute.FLOAT32, context_tokens=100, prefill_step_tokens=16))
     return found
 
 

@@ -14,7 +14,7 @@ from r1mac.errors import DoesNotFit, UnknownModel
 from r1mac.hub.manifest import describe, write_manifest
 from r1mac.machine.fake import M2_ULTRA_192, FakeMachine
 from r1mac.machine.occupancy import holders
-from r1mac.prepare.opening import Prepared, prepare
+from r1mac.prepare.opening import prepare
 from r1mac.prepare.planning import judge
 from r1mac.prepare.target import resolve
 from r1mac.server.asked import Asked
@@ -22,6 +22,7 @@ from r1mac.server.engine_room import EngineRoom
 from r1mac.server.lanes import Lane
 from r1mac.server.room import Loaded
 from r1mac.settings import Settings
+from tests.generators import value_of
 from tests.sessions import finished
 
 MACHINE = FakeMachine(M2_ULTRA_192)
@@ -35,16 +36,6 @@ def _settings(tmp_path: Path, folders: Callable[[str, int], Path]) -> Settings:
         shutil.copytree(folders(kind, 16), folder)
         write_manifest(folder, describe(folder, source="a test", revision=None, bits=16))
     return Settings(models_dir=tmp_path / "models", context_tokens=1024)
-
-
-def _opened(room: EngineRoom, name: str) -> Loaded:
-    steps = room.open(name)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            loaded: Loaded = stop.value
-            return loaded
 
 
 def _answer(loaded: Loaded, lane: Lane, said: str = "Hi") -> list[object]:
@@ -90,7 +81,7 @@ def test_a_model_is_opened_answers_and_leaves_nothing(parallel: int, settings: S
     let_go()  # what earlier tests left
     before_bytes = mx.get_active_memory()
     for name in ("somebody--small", "r1-distill-7b-4bit"):
-        loaded = _opened(room, name)
+        loaded = value_of(room.open(name))
         lane = loaded.make_lane()
         assert lane.slots == parallel
         events = _answer(loaded, lane)
@@ -112,7 +103,7 @@ def test_a_model_is_opened_answers_and_leaves_nothing(parallel: int, settings: S
 def test_conversations_alternate_without_being_read_again(settings: Settings) -> None:
     """Two clients take turns with one session: what was read of each is kept in memory meanwhile."""
     room = EngineRoom(settings, MACHINE)
-    loaded = _opened(room, "somebody--small")
+    loaded = value_of(room.open("somebody--small"))
     lane = loaded.make_lane()
     said = [f"{word} " + "and so on and on it goes from here to there. " * 12 for word in ("North", "South")]
 
@@ -139,17 +130,12 @@ def test_a_folder_of_ones_own_is_served_beside_the_store(
     """The model that the server was started with may be anywhere; clients know it by its folder's name."""
     folder = folders("llama", 16)
     target = resolve(str(folder), settings)
-    steps = prepare(judge(target, settings, MACHINE.profile()), MACHINE, settings)
-    try:
-        while True:
-            next(steps)
-    except StopIteration as stop:
-        first: Prepared = stop.value
+    first = value_of(prepare(judge(target, settings, MACHINE.profile()), MACHINE, settings))
     room = EngineRoom(settings, MACHINE, first=first)
 
     assert room.find(None) == room.find(folder.name) == folder.name
     assert {model.name for model in room.models(None)} == {folder.name, "somebody--small", "r1-distill-7b-4bit"}
     assert room.count("somebody--small", Asked(messages=(Message("user", "Hi"),))) > 2
-    loaded = _opened(room, folder.name)
+    loaded = value_of(room.open(folder.name))
     assert loaded.count(loaded.request(Asked(raw_prompt="abc"))) == room.count(folder.name, Asked(raw_prompt="abc"))
     room.close()

@@ -27,6 +27,7 @@ from r1mac.server.engine_room import EngineRoom
 from r1mac.server.lanes import Lane
 from r1mac.server.room import Loaded
 from r1mac.settings import Settings
+from tests.generators import value_of
 from tests.sessions import finished
 
 MACHINE = FakeMachine(M2_ULTRA_192)
@@ -44,16 +45,6 @@ def _store(tmp_path: Path, model: Path) -> None:
     folder = tmp_path / "models" / NAME
     shutil.copytree(model, folder)
     write_manifest(folder, describe(folder, source="a test", revision=None, bits=16))
-
-
-def _opened(room: EngineRoom) -> Loaded:
-    steps = room.open(NAME)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as stop:
-            loaded: Loaded = stop.value
-            return loaded
 
 
 def _resized(room: EngineRoom, lane: Lane, context_tokens: int) -> Loaded:
@@ -94,7 +85,7 @@ def test_a_prompt_that_was_too_long_is_answered_in_a_longer_context_and_nothing_
     room = EngineRoom(Settings(models_dir=settings.models_dir, context_tokens=512, parallel=parallel), MACHINE)
     let_go()  # what earlier tests left
     before_bytes = mx.get_active_memory()
-    loaded = _opened(room)
+    loaded = value_of(room.open(NAME))
     lane = loaded.make_lane()
     kept = "North " * 50
     read = _answer(loaded, lane, kept).stats
@@ -121,13 +112,13 @@ def test_a_prompt_that_was_too_long_is_answered_in_a_longer_context_and_nothing_
     assert holders() == ()
     assert mx.get_active_memory() <= before_bytes + 4096
     # It is a setting of the model: it comes back with it.
-    assert _opened(room).context_tokens == 1024
+    assert value_of(room.open(NAME)).context_tokens == 1024
     room.close()
 
 
 def test_a_shorter_context_gives_memory_back_and_what_was_read_comes_from_the_disk(settings: Settings) -> None:
     room = EngineRoom(Settings(models_dir=settings.models_dir, context_tokens=1024), MACHINE)
-    loaded = _opened(room)
+    loaded = value_of(room.open(NAME))
     lane = loaded.make_lane()
     long = "North " * 150
     _answer(loaded, lane, long)
@@ -147,7 +138,7 @@ def test_a_shorter_context_gives_memory_back_and_what_was_read_comes_from_the_di
 
 def test_a_context_that_another_process_leaves_no_memory_for_changes_nothing(settings: Settings) -> None:
     room = EngineRoom(settings, MACHINE)
-    loaded = _opened(room)
+    loaded = value_of(room.open(NAME))
     lane = loaded.make_lane()
     assert loaded.plan is not None
     others = loaded.plan.budget_bytes - loaded.plan.total_bytes
@@ -176,7 +167,7 @@ def test_weights_that_another_type_computes_with_are_loaded_anew(
     least_bytes = roomy.plan.weight_bytes + roomy.plan.kv_cache_bytes + _least_scratch_bytes(roomy)
     hardware = replace(hardware, wired_limit_bytes=(least_bytes - 200_000) * 10 // 9)
     room = EngineRoom(settings, FakeMachine(hardware))
-    loaded = _opened(room)
+    loaded = value_of(room.open(NAME))
     assert loaded.plan is not None
     assert loaded.plan.compute is Compute.DEQUANTIZED
 
@@ -185,7 +176,7 @@ def test_weights_that_another_type_computes_with_are_loaded_anew(
 
     assert _told_of_memory()[0] == loaded.plan.total_bytes
     room.close()
-    again = _opened(room)
+    again = value_of(room.open(NAME))
     assert again.plan is not None
     assert (again.plan.compute, again.context_tokens) == (Compute.FLOAT32, 4096)
     lane = again.make_lane()
@@ -203,7 +194,7 @@ def test_requests_may_have_the_context_grow_where_nobody_chose_one(
     said: int | None, grows: bool, settings: Settings
 ) -> None:
     room = EngineRoom(replace(settings, context_tokens=said), MACHINE)
-    loaded = _opened(room)
+    loaded = value_of(room.open(NAME))
     assert loaded.may_grow() is grows
     room.choose_context(NAME, 256)
     assert not loaded.may_grow()

@@ -24,6 +24,7 @@ from r1mac.server.lanes import Lane, Solo
 from r1mac.server.worker import Worker
 from tests.serving import RecitingRoom, told
 from tests.sessions import text
+from tests.working import working
 
 if TYPE_CHECKING:
     from r1mac.server.room import Loaded
@@ -60,13 +61,8 @@ class _Room(RecitingRoom):
 async def _worker(engine: Engine, slots: int) -> AsyncIterator[tuple[Worker, _Room]]:
     room = _Room({"small": []})
     room.engine, room.slots = engine, slots
-    worker = Worker(room, queue_limit=8, parallel=slots)
-    worker.start()
-    try:
+    async with working(room, parallel=slots) as worker:
         yield worker, room
-    finally:
-        worker.stop(patience_seconds=0)
-        await asyncio.to_thread(worker.join)
 
 
 def _any_request(chance: random.Random) -> Asked:

@@ -17,6 +17,7 @@ from scripts.tiny.batches import Conversation, padded, prompt_text, reply_text
 from scripts.tiny.export import read_model
 from scripts.tiny.problems import Exchange, held_out_exchanges
 from tests.conversions import by_r1mac
+from tests.generators import value_of
 
 SHIPPED = paths.shipped("catalog", "tiny")
 MEGABYTE = 1_000_000
@@ -24,12 +25,7 @@ MEGABYTE = 1_000_000
 
 def load(folder: Path) -> Engine:
     """Return the engine of *folder*, computing in float32."""
-    loading = load_engine(folder, compute=Compute.DEQUANTIZED, context_tokens=1024, prefill_step_tokens=256)
-    while True:
-        try:
-            next(loading)
-        except StopIteration as ended:
-            return ended.value
+    return value_of(load_engine(folder, compute=Compute.DEQUANTIZED, context_tokens=1024, prefill_step_tokens=256))
 
 
 @pytest.fixture(scope="module", name="folder")

@@ -1,10 +1,7 @@
 """How long conversations may be: what is offered, what a wish becomes, and when a choice comes into force."""
 
 import asyncio
-import time
 import weakref
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -13,12 +10,12 @@ from r1mac.errors import DoesNotFit, PromptTooLong, UnknownModel
 from r1mac.machine.fake import M4_MAX_128
 from r1mac.prepare.planning import Judgement, judge
 from r1mac.prepare.target import resolve
-from r1mac.server.asked import Asked, BadRequest
+from r1mac.server.asked import BadRequest
 from r1mac.server.contexts import ContextChoices, grown, steps
-from r1mac.server.job import Job
 from r1mac.server.worker import Worker
 from r1mac.settings import Settings
 from tests.serving import GatedLane, RecitingRoom, asked, text, told
+from tests.working import ask, until, working_with_model
 
 
 @pytest.mark.parametrize(
@@ -118,31 +115,6 @@ def test_a_choice_that_cannot_be_carried_out_is_taken_back() -> None:
     assert choices.told("70b", None).context_tokens == 4096
 
 
-@asynccontextmanager
-async def _worker(room: RecitingRoom, **options: object) -> AsyncIterator[Worker]:
-    worker = Worker(room, **{"queue_limit": 8, "opens_first": True, **options})  # type: ignore[arg-type]
-    worker.start()
-    await asyncio.to_thread(lambda: list(worker.opening()))
-    try:
-        yield worker
-    finally:
-        worker.stop(patience_seconds=0)
-        await asyncio.to_thread(worker.join)
-
-
-def _ask(worker: Worker, what: Asked | None = None) -> Job:
-    job = Job("reply", what or asked())
-    worker.submit(job)
-    return job
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
-
-
 def _context(worker: Worker) -> int | None:
     return worker.state().context_tokens
 
@@ -156,15 +128,15 @@ def test_another_context_waits_for_the_replies_at_work_and_comes_before_those_th
 
     async def run() -> None:
         room = RecitingRoom({"small": []}, make_lane=iter(lanes).__next__)
-        async with _worker(room, parallel=2) as worker:
+        async with working_with_model(room, parallel=2) as worker:
             with pytest.raises(PromptTooLong, match="1000"):
-                await told(_ask(worker, asked(LONG)))
-            running = _ask(worker)
-            await _until(lambda: worker.state().running == 1)
+                await told(ask(worker, asked(LONG)))
+            running = ask(worker)
+            await until(lambda: worker.state().running == 1)
             answer = worker.choose_context(None, 8192)
             assert (answer.context_tokens, answer.next_context_tokens, answer.chosen) == (1000, 8192, True)
-            waiting = _ask(worker, asked(LONG))
-            await _until(lambda: worker.state().waiting == 1)
+            waiting = ask(worker, asked(LONG))
+            await until(lambda: worker.state().waiting == 1)
             assert (_context(worker), worker.state().next_context_tokens) == (1000, 8192)
             assert lanes[0].submitted == ["why?"]  # there is a slot, and it is kept free
             for lane in lanes:
@@ -183,13 +155,13 @@ def test_the_latest_choice_counts() -> None:
 
     async def run() -> None:
         room = RecitingRoom({"small": []}, make_lane=lambda: lane)
-        async with _worker(room) as worker:
-            running = _ask(worker)
-            await _until(lambda: worker.state().running == 1)
+        async with working_with_model(room) as worker:
+            running = ask(worker)
+            await until(lambda: worker.state().running == 1)
             for tokens in (4096, 65_536, 8192):
                 worker.choose_context("small", tokens)
             worker.cancel(running)
-            await _until(lambda: _context(worker) == 8192)
+            await until(lambda: _context(worker) == 8192)
             assert room.opened == ["small", "small:8192"]
 
     asyncio.run(run())
@@ -200,9 +172,9 @@ def test_who_waits_with_a_prompt_that_a_shorter_context_has_no_room_for_is_told_
 
     async def run() -> None:
         room = RecitingRoom({"small": []}, make_lane=lambda: lane, context_tokens=8192)
-        async with _worker(room) as worker:
-            running, waiting = _ask(worker), _ask(worker, asked(LONG))
-            await _until(lambda: worker.state().running == 1)
+        async with working_with_model(room) as worker:
+            running, waiting = ask(worker), ask(worker, asked(LONG))
+            await until(lambda: worker.state().running == 1)
             worker.choose_context(None, 2048)
             worker.cancel(running)
             with pytest.raises(PromptTooLong, match=r"3000.*2048"):
@@ -214,14 +186,14 @@ def test_who_waits_with_a_prompt_that_a_shorter_context_has_no_room_for_is_told_
 
 def test_a_choice_that_does_not_fit_is_refused_and_the_former_context_goes_on() -> None:
     async def run() -> None:
-        async with _worker(RecitingRoom({"small": ["one"]})) as worker:
+        async with working_with_model(RecitingRoom({"small": ["one"]})) as worker:
             with pytest.raises(DoesNotFit, match="131072"):
                 worker.choose_context(None, 131_072)
             with pytest.raises(UnknownModel):
                 worker.choose_context("nobody", 4096)
             assert worker.contexts(None).context_tokens == 1000
             assert worker.state().next_context_tokens is None
-            assert text(await told(_ask(worker))) == "one"
+            assert text(await told(ask(worker))) == "one"
 
     asyncio.run(run())
 
@@ -231,18 +203,18 @@ def test_a_choice_that_turns_out_not_to_fit_is_told_and_the_former_context_goes_
 
     async def run() -> None:
         room = RecitingRoom({"small": ["one", "two"]}, full=DoesNotFit("another r1mac holds it all", hint="end it"))
-        async with _worker(room) as worker:
+        async with working_with_model(room) as worker:
             worker.choose_context(None, 4096)
-            await _until(lambda: worker.contexts(None).problem)
+            await until(lambda: worker.contexts(None).problem)
             contexts = worker.contexts(None)
             assert contexts.problem == "another r1mac holds it all (end it)"
             assert (contexts.context_tokens, contexts.next_context_tokens) == (1000, None)
-            assert text(await told(_ask(worker))) == "one"
+            assert text(await told(ask(worker))) == "one"
             room.full = None
             worker.choose_context(None, 8192)
-            await _until(lambda: _context(worker) == 8192)
+            await until(lambda: _context(worker) == 8192)
             assert worker.contexts(None).problem is None
-            assert text(await told(_ask(worker))) == "two"
+            assert text(await told(ask(worker))) == "two"
 
     asyncio.run(run())
 
@@ -257,10 +229,10 @@ def test_weights_that_have_to_be_loaded_anew_are_and_come_back_as_they_were_wher
 
     async def run() -> None:
         room = Room({"small": ["one"]}, reloads=True)
-        async with _worker(room, idle_seconds=3600) as worker:
+        async with working_with_model(room, idle_seconds=3600) as worker:
             worker.choose_context(None, 4096)
-            await _until(lambda: room.opened == ["small", "-small", "small"])
-            assert text(await told(_ask(worker))) == "one"
+            await until(lambda: room.opened == ["small", "-small", "small"])
+            assert text(await told(ask(worker))) == "one"
             assert _context(worker) == (1000 if fails else 4096)
             assert (worker.contexts(None).problem is not None) == fails
 
@@ -279,18 +251,18 @@ def test_nobody_names_a_model_any_more_when_another_takes_its_place() -> None:
 
     async def run() -> None:
         room = Room({"small": ["one", "two"], "large": ["three"]}, reloads=True)
-        async with _worker(room) as worker:
+        async with working_with_model(room) as worker:
             worker.choose_context(None, 2048)
-            assert text(await told(_ask(worker))) == "one"
-            refused = _ask(worker, asked(sampling={"logit_bias": ((100, 1.0),)}, model="large"))
-            other = _ask(worker, asked(model="small", context_tokens=3000))
+            assert text(await told(ask(worker))) == "one"
+            refused = ask(worker, asked(sampling={"logit_bias": ((100, 1.0),)}, model="large"))
+            other = ask(worker, asked(model="small", context_tokens=3000))
             with pytest.raises(BadRequest):
                 await told(refused)
             assert text(await told(other)) == "one"
             assert room.opened == ["small", "-small", "small", "-small", "large", "-large", "small"]
         room = Room({"small": ["one"]}, reloads=True)
-        async with _worker(room) as worker:
-            assert text(await told(_ask(worker, asked(context_tokens=3000)))) == "one"
+        async with working_with_model(room) as worker:
+            assert text(await told(ask(worker, asked(context_tokens=3000)))) == "one"
             assert room.opened == ["small", "-small", "small"]
 
     asyncio.run(run())
@@ -301,16 +273,16 @@ def test_nobody_names_a_model_any_more_when_another_takes_its_place() -> None:
 def test_a_choice_is_kept_when_the_model_goes_and_comes_back_and_may_be_made_before_it_comes() -> None:
     async def run() -> None:
         room = RecitingRoom({"small": ["one"], "large": ["two"]})
-        async with _worker(room) as worker:
+        async with working_with_model(room) as worker:
             worker.choose_context(None, 4096)
             ahead = worker.choose_context("large", 8192)
             assert (ahead.loaded, ahead.context_tokens, ahead.next_context_tokens) == (False, 8192, None)
-            await told(_ask(worker, asked(keep_loaded_seconds=0.0)))
-            await _until(lambda: worker.state().phase == "empty")
+            await told(ask(worker, asked(keep_loaded_seconds=0.0)))
+            await until(lambda: worker.state().phase == "empty")
             assert worker.contexts("small").context_tokens == 4096
-            await told(_ask(worker, asked(model="large")))
+            await told(ask(worker, asked(model="large")))
             assert _context(worker) == 8192
-            await told(_ask(worker, asked(model="small")))
+            await told(ask(worker, asked(model="small")))
             assert _context(worker) == 4096
             assert room.opened == ["small", "-small", "large", "-large", "small"]
 
@@ -323,20 +295,20 @@ def test_requests_have_the_context_grow_and_do_not_turn_it_to_and_fro() -> None:
 
     async def run() -> None:
         room = RecitingRoom({"small": []}, make_lane=lambda: lane)
-        async with _worker(room, parallel=2) as worker:
-            running = _ask(worker)
-            await _until(lambda: worker.state().running == 1)
-            grows = _ask(worker, asked(LONG, context_tokens=6000))
-            await _until(lambda: worker.state().waiting == 1)
+        async with working_with_model(room, parallel=2) as worker:
+            running = ask(worker)
+            await until(lambda: worker.state().running == 1)
+            grows = ask(worker, asked(LONG, context_tokens=6000))
+            await until(lambda: worker.state().waiting == 1)
             assert (_context(worker), len(lane.submitted)) == (1000, 1)
             lane.gate.set()
             assert text(await told(running)) == text(await told(grows)) == "word word word "
             for wish in (500, 6000, 2048, 8000, 2_000_000):
-                assert text(await told(_ask(worker, asked(context_tokens=wish)))) == "word word word "
+                assert text(await told(ask(worker, asked(context_tokens=wish)))) == "word word word "
             assert (_context(worker), worker.contexts(None).chosen) == (8192, False)
             assert room.opened == ["small", "small:8192"]
             worker.choose_context(None, 2048)
-            await told(_ask(worker, asked(context_tokens=8000)))
+            await told(ask(worker, asked(context_tokens=8000)))
             assert _context(worker) == 2048
 
     asyncio.run(run())
@@ -345,11 +317,11 @@ def test_requests_have_the_context_grow_and_do_not_turn_it_to_and_fro() -> None:
 def test_a_wish_that_there_is_no_memory_for_now_is_answered_in_the_context_that_there_is() -> None:
     async def run() -> None:
         room = RecitingRoom({"small": ["one", "two"]}, full=DoesNotFit("another r1mac holds it all"))
-        async with _worker(room) as worker:
-            assert text(await told(_ask(worker, asked(context_tokens=6000)))) == "one"
+        async with working_with_model(room) as worker:
+            assert text(await told(ask(worker, asked(context_tokens=6000)))) == "one"
             with pytest.raises(PromptTooLong, match="planned for 1000"):
-                await told(_ask(worker, asked(LONG, context_tokens=6000)))
-            assert text(await told(_ask(worker))) == "two"
+                await told(ask(worker, asked(LONG, context_tokens=6000)))
+            assert text(await told(ask(worker))) == "two"
             assert (_context(worker), worker.state().running) == (1000, 0)
 
     asyncio.run(run())
@@ -360,9 +332,9 @@ def test_a_server_that_stops_waits_for_no_choice() -> None:
 
     async def run() -> None:
         room = RecitingRoom({"small": []}, make_lane=lambda: lane)
-        async with _worker(room) as worker:
-            running = _ask(worker)
-            await _until(lambda: worker.state().running == 1)
+        async with working_with_model(room) as worker:
+            running = ask(worker)
+            await until(lambda: worker.state().running == 1)
             worker.choose_context(None, 4096)
             worker.stop(patience_seconds=20)
             lane.gate.set()
@@ -382,10 +354,10 @@ def test_a_lane_that_can_goes_on_with_what_it_has_read() -> None:
             return None if resized is None else replace(resized, refit_lane=fitted.append)
 
     async def run() -> None:
-        async with _worker(Room({"small": []}, make_lane=lambda: lane)) as worker:
+        async with working_with_model(Room({"small": []}, make_lane=lambda: lane)) as worker:
             worker.choose_context(None, 4096)
-            await _until(lambda: _context(worker) == 4096)
-            await _until(lambda: fitted == [lane])
+            await until(lambda: _context(worker) == 4096)
+            await until(lambda: fitted == [lane])
             assert not lane.closed
 
     asyncio.run(run())

@@ -3,9 +3,6 @@
 import asyncio
 import contextlib
 import threading
-import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -15,39 +12,15 @@ from r1mac.engine.request import GenerateRequest
 from r1mac.errors import DoesNotFit, PromptTooLong, R1MacError, UnknownModel
 from r1mac.server.admission import Refused
 from r1mac.server.asked import Asked, BadRequest
-from r1mac.server.job import Job
 from r1mac.server.worker import Worker
 from tests.serving import GatedLane, RecitingRoom, asked, text, told
-
-
-@asynccontextmanager
-async def _worker(room: RecitingRoom, **options: object) -> AsyncIterator[Worker]:
-    worker = Worker(room, **{"queue_limit": 8, **options})  # type: ignore[arg-type]
-    worker.start()
-    try:
-        yield worker
-    finally:
-        worker.stop(patience_seconds=0)
-        await asyncio.to_thread(worker.join)
-
-
-def _ask(worker: Worker, what: Asked | None = None) -> Job:
-    job = Job("reply", what or asked())
-    worker.submit(job)
-    return job
-
-
-async def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
+from tests.working import ask, until, working, working_with_model
 
 
 def test_replies_come_in_the_order_in_which_they_were_asked_for() -> None:
     async def run() -> None:
-        async with _worker(RecitingRoom({"small": ["one", "two", "three"]})) as worker:
-            jobs = [_ask(worker) for _ in range(3)]
+        async with working(RecitingRoom({"small": ["one", "two", "three"]})) as worker:
+            jobs = [ask(worker) for _ in range(3)]
             assert [text(await told(job)) for job in jobs] == ["one", "two", "three"]
             assert worker.state().finished == {"stop": 3}
             assert worker.state().written_tokens == 3
@@ -58,8 +31,8 @@ def test_replies_come_in_the_order_in_which_they_were_asked_for() -> None:
 def test_one_reply_that_fails_fails_alone() -> None:
     async def run() -> None:
         answers = ["one", RuntimeError("a bug"), DoesNotFit("too long"), "four"]
-        async with _worker(RecitingRoom({"small": answers})) as worker:
-            jobs = [_ask(worker) for _ in answers]
+        async with working(RecitingRoom({"small": answers})) as worker:
+            jobs = [ask(worker) for _ in answers]
             assert text(await told(jobs[0])) == "one"
             with pytest.raises(RuntimeError, match="a bug"):
                 await told(jobs[1])
@@ -81,14 +54,13 @@ def test_what_fails_for_all_replies_fails_those_at_work_and_no_other() -> None:
 
     async def run() -> None:
         room = RecitingRoom({"small": []}, make_lane=make_lane)
-        async with _worker(room, opens_first=True, parallel=2) as worker:
-            await asyncio.to_thread(lambda: list(worker.opening()))
+        async with working_with_model(room, parallel=2) as worker:
             lanes[0].failing.set()
-            failing = [_ask(worker), _ask(worker)]
+            failing = [ask(worker), ask(worker)]
             for job in failing:
                 with pytest.raises(RuntimeError, match="GPU"):
                     await told(job)
-            assert text(await told(_ask(worker))) == "word word word "
+            assert text(await told(ask(worker))) == "word word word "
             assert len(lanes) == 2
             assert lanes[0].closed
 
@@ -100,21 +72,21 @@ def test_a_full_queue_says_when_to_come_back() -> None:
 
     async def run() -> None:
         room = RecitingRoom({"small": []}, make_lane=lambda: lane)
-        async with _worker(room, queue_limit=3, parallel=2) as worker:
-            jobs = [_ask(worker, asked(str(number))) for number in range(5)]
-            await _until(lambda: worker.state().running == 2)
+        async with working(room, queue_limit=3, parallel=2) as worker:
+            jobs = [ask(worker, asked(str(number))) for number in range(5)]
+            await until(lambda: worker.state().running == 2)
             assert worker.state().waiting == 3
             with pytest.raises(Refused, match="3 requests wait") as refused:
-                _ask(worker)
+                ask(worker)
             assert refused.value.retry_after_seconds >= 1
             # A waiting job that is cancelled leaves its place at once, whatever the model is doing.
             worker.cancel(jobs[3])
             assert worker.state().waiting == 2
             assert [type(event) for event in await told(jobs[3])] == [Finished]
-            _ask(worker, asked("late"))
+            ask(worker, asked("late"))
             for job in jobs[:2]:
                 worker.cancel(job)
-            await _until(lambda: len(lane.submitted) == 4)
+            await until(lambda: len(lane.submitted) == 4)
             assert lane.submitted == ["0", "1", "2", "4"]
 
     asyncio.run(run())
@@ -125,17 +97,17 @@ def test_another_model_waits_for_its_turn_and_nobody_overtakes() -> None:
 
     async def run() -> None:
         room = RecitingRoom({"small": [], "large": []}, make_lane=lambda: lane)
-        async with _worker(room, parallel=2) as worker:
-            first = _ask(worker, asked("first", model="small"))
-            await _until(lambda: worker.state().running == 1)
-            other = _ask(worker, asked("other", model="large"))
-            last = _ask(worker, asked("last", model="small"))
-            await _until(lambda: worker.state().waiting == 2)
+        async with working(room, parallel=2) as worker:
+            first = ask(worker, asked("first", model="small"))
+            await until(lambda: worker.state().running == 1)
+            other = ask(worker, asked("other", model="large"))
+            last = ask(worker, asked("last", model="small"))
+            await until(lambda: worker.state().waiting == 2)
             assert room.opened == ["small"]
             worker.cancel(first)
-            await _until(lambda: worker.state().model == "large" and worker.state().running == 1)
+            await until(lambda: worker.state().model == "large" and worker.state().running == 1)
             worker.cancel(other)
-            await _until(lambda: worker.state().model == "small" and worker.state().running == 1)
+            await until(lambda: worker.state().model == "small" and worker.state().running == 1)
             worker.cancel(last)
             assert (await told(last))[-1].reason == "cancelled"  # type: ignore[union-attr]
             assert room.opened == ["small", "-small", "large", "-large", "small"]
@@ -147,11 +119,11 @@ def test_another_model_waits_for_its_turn_and_nobody_overtakes() -> None:
 def test_a_model_that_does_not_fit_leaves_the_former_one_answering() -> None:
     async def run() -> None:
         room = RecitingRoom({"small": ["one", "two"]}, broken={"huge": DoesNotFit("huge needs 400 GiB")})
-        async with _worker(room) as worker:
-            assert text(await told(_ask(worker))) == "one"
+        async with working(room) as worker:
+            assert text(await told(ask(worker))) == "one"
             with pytest.raises(DoesNotFit, match="400 GiB"):
-                await told(_ask(worker, asked(model="huge")))
-            assert text(await told(_ask(worker))) == "two"
+                await told(ask(worker, asked(model="huge")))
+            assert text(await told(ask(worker))) == "two"
             assert room.opened == ["small"]
 
     asyncio.run(run())
@@ -170,11 +142,11 @@ def test_what_cannot_be_answered_is_refused_before_its_turn(what: Asked, error: 
     lane = GatedLane(1)
 
     async def run() -> None:
-        async with _worker(RecitingRoom({"small": []}, make_lane=lambda: lane)) as worker:
-            running = _ask(worker)
-            await _until(lambda: worker.state().running == 1)
+        async with working(RecitingRoom({"small": []}, make_lane=lambda: lane)) as worker:
+            running = ask(worker)
+            await until(lambda: worker.state().running == 1)
             with pytest.raises(error):
-                await told(_ask(worker, what))
+                await told(ask(worker, what))
             assert worker.state().running == 1
             worker.cancel(running)
             assert lane.submitted == ["why?"]
@@ -198,11 +170,10 @@ def test_a_prompt_that_takes_long_to_count_holds_up_nobody_who_is_written() -> N
 
     async def run() -> None:
         room = Room({"small": []}, make_lane=lambda: lane)
-        async with _worker(room, opens_first=True, parallel=2) as worker:
-            await asyncio.to_thread(lambda: list(worker.opening()))
-            running = _ask(worker)
-            await _until(lambda: worker.state().running == 1)
-            long, gone, late = (_ask(worker, asked(text)) for text in ("long", "gone", "late"))
+        async with working_with_model(room, parallel=2) as worker:
+            running = ask(worker)
+            await until(lambda: worker.state().running == 1)
+            long, gone, late = (ask(worker, asked(text)) for text in ("long", "gone", "late"))
             worker.cancel(gone)
             assert [type(event) for event in await told(gone)] == [Finished]
             lane.gate.set()
@@ -218,11 +189,11 @@ def test_a_prompt_that_takes_long_to_count_holds_up_nobody_who_is_written() -> N
 def test_an_idle_model_is_unloaded_and_comes_back() -> None:
     async def run() -> None:
         room = RecitingRoom({"small": ["one"]})
-        async with _worker(room, idle_seconds=0.05) as worker:
-            assert text(await told(_ask(worker))) == "one"
-            await _until(lambda: worker.state().phase == "empty")
+        async with working(room, idle_seconds=0.05) as worker:
+            assert text(await told(ask(worker))) == "one"
+            await until(lambda: worker.state().phase == "empty")
             assert room.opened == ["small", "-small"]
-            assert text(await told(_ask(worker))) == "one"
+            assert text(await told(ask(worker))) == "one"
             assert room.opened[2] == "small"
 
     asyncio.run(run())
@@ -234,12 +205,12 @@ def test_stopping_lets_replies_end_as_long_as_patience_lasts(patience_seconds: f
 
     async def run() -> None:
         room = RecitingRoom({"small": []}, make_lane=lambda: lane)
-        async with _worker(room) as worker:
-            running, waiting = _ask(worker), _ask(worker)
-            await _until(lambda: worker.state().running == 1 and worker.state().waiting == 1)
+        async with working(room) as worker:
+            running, waiting = ask(worker), ask(worker)
+            await until(lambda: worker.state().running == 1 and worker.state().waiting == 1)
             worker.stop(patience_seconds=patience_seconds)
             with pytest.raises(Refused, match="stopping"):
-                _ask(worker)
+                ask(worker)
             with pytest.raises(Refused, match="stopping"):
                 await told(waiting)
             if patience_seconds:
@@ -257,9 +228,9 @@ def test_a_second_wish_to_stop_is_heard() -> None:
     lane = GatedLane(1)
 
     async def run() -> None:
-        async with _worker(RecitingRoom({"small": []}, make_lane=lambda: lane)) as worker:
-            running = _ask(worker)
-            await _until(lambda: worker.state().running == 1)
+        async with working(RecitingRoom({"small": []}, make_lane=lambda: lane)) as worker:
+            running = ask(worker)
+            await until(lambda: worker.state().running == 1)
             worker.stop(patience_seconds=3600)
             assert worker.state().phase == "stopping"
             worker.stop(patience_seconds=0)
@@ -270,7 +241,7 @@ def test_a_second_wish_to_stop_is_heard() -> None:
 
 def test_the_first_model_tells_how_it_gets_on() -> None:
     async def run() -> None:
-        async with _worker(RecitingRoom({"small": []}), opens_first=True) as worker:
+        async with working(RecitingRoom({"small": []}), opens_first=True) as worker:
             events = await asyncio.to_thread(lambda: list(worker.opening()))
             assert [event.title for event in events] == ["small"]  # type: ignore[union-attr]
             assert worker.state().phase == "ready"
@@ -291,7 +262,7 @@ def test_a_first_model_that_cannot_be_loaded_ends_the_worker() -> None:
             await asyncio.to_thread(lambda: list(worker.opening()))
         await asyncio.to_thread(worker.join)
         with pytest.raises(Refused):
-            _ask(worker)
+            ask(worker)
 
     asyncio.run(run())
 
@@ -302,7 +273,7 @@ def test_clients_that_vanish_free_every_slot() -> None:
     lane.gate.set()
 
     async def leave(worker: Worker, number: int) -> None:
-        job = _ask(worker, asked(str(number)))
+        job = ask(worker, asked(str(number)))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.002 * (number % 17)):
                 async for event in job.events():
@@ -312,10 +283,10 @@ def test_clients_that_vanish_free_every_slot() -> None:
 
     async def run() -> None:
         room = RecitingRoom({"small": []}, make_lane=lambda: lane)
-        async with _worker(room, parallel=4, queue_limit=64) as worker:
+        async with working(room, parallel=4, queue_limit=64) as worker:
             await asyncio.gather(*(leave(worker, number) for number in range(50)))
-            await _until(lambda: (worker.state().running, worker.state().waiting) == (0, 0))
-            assert text(await told(_ask(worker))) == "word " * 200
+            await until(lambda: (worker.state().running, worker.state().waiting) == (0, 0))
+            assert text(await told(ask(worker))) == "word " * 200
             assert len(lane) == 0
 
     asyncio.run(run())
@@ -325,9 +296,9 @@ def test_counting_needs_no_turn() -> None:
     lane = GatedLane(1)
 
     async def run() -> None:
-        async with _worker(RecitingRoom({"small": [], "large": []}, make_lane=lambda: lane)) as worker:
-            _ask(worker)
-            await _until(lambda: worker.state().running == 1)
+        async with working(RecitingRoom({"small": [], "large": []}, make_lane=lambda: lane)) as worker:
+            ask(worker)
+            await until(lambda: worker.state().running == 1)
             assert await worker.count_tokens(asked("one two three")) == 3
             assert await worker.count_tokens(asked("one two", model="large")) == 2
             with pytest.raises(UnknownModel):
