@@ -123,8 +123,11 @@ def command(
     if output is None and adapters and not dry_run:
         raise click.UsageError("name the folder to make with -o FOLDER: with an adapter it is a model of your own")
     group = None if group_size is None else int(group_size)
-    asked_quality = quality_options.asked_quality(asked=quality, statistics=statistics, calibration=calibration)
-    if bits_per_weight is not None or fit_bytes is not None:
+    has_budget = bits_per_weight is not None or fit_bytes is not None
+    asked_quality = quality_options.asked_quality(
+        asked=quality, statistics=statistics, calibration=calibration, mixes=recipe is None and group is None
+    )
+    if has_budget:
         if bits or recipe or group or dry_run or (bits_per_weight and fit_bytes):
             raise click.UsageError(
                 "--bits-per-weight and --fit choose all widths themselves, after measuring: leave out --bits, "

@@ -19,7 +19,8 @@ _quality = click.option(
     "--quality",
     is_flag=True,
     help="Choose scales and codes by what the weights are multiplied with, which is measured first: slower, and "
-    "much nearer to the original at 2, 3 and 4 bits.",
+    "much nearer to the original. The bytes of 2, 3 or 4 bits go where they save most, to widths that differ; "
+    "--recipe plain keeps one.",
 )
 _statistics = click.option(
     "--statistics",
@@ -37,7 +38,8 @@ _bits_per_weight = click.option(
     "--bits-per-weight",
     type=click.FloatRange(min=1, max=16),
     metavar="X",
-    help="A width of its own for each kind of matrix, so that the mean is X and little is lost; goes with --quality.",
+    help="A width of its own for each kind of matrix, so that the mean over the matrices' weights is X, scales "
+    "included (4 bits in groups of 64 are 4.5), and least is lost; goes with --quality.",
 )
 _fit = click.option(
     "--fit", "fit_bytes", type=Size(), help="As --bits-per-weight, for weights of this size, such as 48gb."
@@ -51,7 +53,7 @@ def options(command: Callable[..., Any]) -> Callable[..., Any]:
     )
 
 
-def asked_quality(*, asked: bool, statistics: Path | None, calibration: Path | None) -> "Quality | None":
+def asked_quality(*, asked: bool, statistics: Path | None, calibration: Path | None, mixes: bool) -> "Quality | None":
     """Return what the options say; None is plain rounding."""
     from r1mac import paths
     from r1mac.prepare.calibrating import Quality
@@ -65,6 +67,7 @@ def asked_quality(*, asked: bool, statistics: Path | None, calibration: Path | N
     return Quality(
         statistics=None if statistics is None else paths.expanded(statistics),
         text_file=None if calibration is None else paths.expanded(calibration),
+        mixes=mixes,
     )
 
 

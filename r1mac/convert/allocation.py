@@ -71,7 +71,13 @@ def allocate(options: Mapping[str, Sequence[Choice]], budget_bytes: int) -> dict
 
 
 def as_recipe(
-    widths: Mapping[str, Quantization], *, name: str, summary: str, dtype: str | None, models: tuple[str, ...] = ()
+    widths: Mapping[str, Quantization],
+    *,
+    name: str,
+    summary: str,
+    dtype: str | None,
+    models: tuple[str, ...] = (),
+    default: Quantization | None = None,
 ) -> Recipe:
     """Return the recipe that gives each matrix its width: one override for each kind and width.
 
@@ -81,6 +87,7 @@ def as_recipe(
         summary: for a person.
         dtype: of what is not quantised.
         models: keys of the catalog's models that it is for; empty for any.
+        default: width of what is not in *widths*; None for that of most matrices.
     """
     counts: dict[Quantization, int] = defaultdict(int)
     layers: dict[tuple[str, Quantization], list[int]] = defaultdict(list)
@@ -91,7 +98,7 @@ def as_recipe(
             layers[f"model.layers.*.{'.'.join(parts[3:])}", width].append(int(parts[2]))
         else:
             layers[path, width] = []
-    default = max(counts, key=lambda width: counts[width])
+    default = default or max(counts, key=lambda width: counts[width])
     overrides = [
         Override(tensors=(pattern,), quantization=width, layers=tuple(sorted(numbers)))
         for (pattern, width), numbers in sorted(layers.items())

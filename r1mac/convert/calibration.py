@@ -40,6 +40,7 @@ SEQUENCE_TOKENS = 512
 _KNOWN_TOKEN_BYTES = 3.0
 _LANGUAGES_NAME = "languages.txt"
 _STATES_NAME = "hidden-states.safetensors"
+_TEXT_NAME = "text.json"
 _FORMAT = 1
 # Hidden states of large models take gigabytes: they are not written after every block of a quick run.
 _STATES_EVERY_S = 30.0
@@ -128,6 +129,23 @@ def is_complete(folder: Path) -> bool:
         return False
 
 
+def kept_sequences(folder: Path) -> list[list[int]]:
+    """Return the token ids that the statistics in *folder* were measured over, all sequences of one length.
+
+    Raises:
+        BadCheckpoint: they are not there, or damaged.
+    """
+    path = folder / _TEXT_NAME
+    try:
+        sequences: list[list[int]] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(
+            f"{path} does not hold the text that was calibrated with: {error}",
+            hint=f"delete {folder} and run `r1mac calibrate` again",
+        ) from error
+    return sequences
+
+
 class _Calibration:
     def __init__(self, source: Source, sequences: Sequence[Sequence[int]], folder: Path) -> None:
         self._folder, self._sequences = folder, sequences
@@ -205,6 +223,7 @@ class _Calibration:
             else:
                 return number, states
         path.unlink(missing_ok=True)
+        write_whole(self._folder / _TEXT_NAME, json.dumps([list(ids) for ids in self._sequences]))
         write_whole(self._folder / RECORD_NAME, json.dumps(self._record, indent=1))
         return 0, self._model.embedded(self._sequences)
 

@@ -1,7 +1,7 @@
 """A model of which one block is in memory at a time: its weights are read from a source when they are computed with."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
 
@@ -16,6 +16,8 @@ from r1mac.convert.layout import OutputTensor, plan_layout
 from r1mac.convert.recipe import plain
 from r1mac.convert.sources import Source
 from r1mac.errors import BadCheckpoint
+
+EMBEDDING_PATH = "model.embed_tokens"
 
 
 class StreamedModel:
@@ -52,18 +54,27 @@ class StreamedModel:
     @property
     def head_path(self) -> str:
         """The matrix that makes logits of the last hidden states."""
-        return "lm_head" if "lm_head.weight" in self.tensors else "model.embed_tokens"
+        return "lm_head" if "lm_head.weight" in self.tensors else EMBEDDING_PATH
 
-    def embedded(self, sequences: Sequence[Sequence[int]]) -> mx.array:
-        """Return hidden states ``[sequences, tokens, hidden]``, float32; of the embedding only their rows are kept."""
+    def embedded(
+        self, sequences: Sequence[Sequence[int]], changed: Callable[[mx.array], mx.array] | None = None
+    ) -> mx.array:
+        """Return hidden states ``[sequences, tokens, hidden]``, float32; of the embedding only their rows are kept.
+
+        Args:
+            sequences: token ids of one length.
+            changed: makes of these rows what is used in their place.
+        """
         numbers = np.array(sequences, np.int32)
         ids, places = np.unique(numbers, return_inverse=True)
         found = []
-        for first_row, rows in self.row_blocks("model.embed_tokens"):
+        for first_row, rows in self.row_blocks(EMBEDDING_PATH):
             mine = ids[(ids >= first_row) & (ids < first_row + rows.shape[0])] - first_row
             found.append(rows[mx.array(mine)].astype(mx.float32))
             mx.eval(found[-1])
-        states = mx.concatenate(found)[mx.array(places.reshape(numbers.shape))]
+        values = mx.concatenate(found)
+        values = values if changed is None else changed(values)
+        states = values[mx.array(places.reshape(numbers.shape))]
         mx.eval(states)
         return states
 

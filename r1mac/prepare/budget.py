@@ -1,55 +1,52 @@
-"""``r1mac convert --bits-per-weight`` and ``--fit``: bytes become a recipe, by what each kind of matrix costs."""
+"""``r1mac convert --bits-per-weight`` and ``--fit``: bytes become a recipe, by what each kind of matrix costs.
 
+Estimates that widths are chosen by are uncertain, and what was underrated is what a choice leans on. So the choice, a
+cautious one and the best width for all are measured side by side on text that the estimates know nothing of, and the
+one that loses least is taken.
+"""
+
+import hashlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from r1mac.durable import write_whole
-from r1mac.errors import BadRecipe, writing_to
+from r1mac.errors import writing_to
 from r1mac.machine.base import Machine
-from r1mac.plan.memory import Quantization, tensor_bytes
-from r1mac.prepare.calibrating import Quality, calibrate_source, is_whole, sequences_of
+from r1mac.plan.memory import Quantization
+from r1mac.prepare.calibrating import Quality, calibrate_source, is_whole
 from r1mac.prepare.files import PrepareEvent, Progress
-from r1mac.units import format_size
+from r1mac.prepare.width_choices import UNIFORM, WIDTHS, Room, Widths, candidates, room_for
 
 if TYPE_CHECKING:
-    from r1mac.convert.layout import ModelLayout
     from r1mac.convert.sensitivity import Sensitivity
     from r1mac.convert.sources import Source
     from r1mac.plan.recipe import Recipe
 
-# What a matrix may become. Small groups pay at 2 to 4 bits; wide codes have little use for them.
-_CHOICES = tuple(
-    Quantization(bits=bits, group_size=group_size) for bits in (2, 3, 4) for group_size in (128, 64, 32)
-) + tuple(Quantization(bits=bits, group_size=64) for bits in (5, 6, 8))
-# An embedding that is no head has no input that could be measured.
-_UNMEASURED = Quantization(bits=4, group_size=64)
-# Some of the calibration text is enough to tell kinds of matrices from each other.
-_SEQUENCES, _TOKENS = 3, 256
+# Some of the calibration text is enough to tell kinds of matrices from each other, and some more to compare choices.
+_SEQUENCES, _COMPARED_SEQUENCES, _TOKENS = 3, 6, 256
+# Raised when what is kept in the statistics' folder means something else.
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a model's weights may take: one of the first two.
+    """What a model's weights may take: one of the first three.
 
     Attributes:
-        bits_per_weight: mean over all its values.
+        bits_per_weight: mean over all values of the matrices that are quantised, with scales and biases; what stays
+            wide (norms, routers) comes on top. One width for all takes just its own: 4 bits in groups of 64 are 4.5.
         size_bytes: of all weight files.
+        uniform: what this width for all takes; what the choice is not about has it, as a prediction layer.
         dtype: type of scales and of what is not quantised; None keeps the source's.
     """
 
     bits_per_weight: float | None = None
     size_bytes: int | None = None
+    uniform: Quantization | None = None
     dtype: str | None = None
-
-    def bytes_for(self, parameter_count: int) -> int:
-        """Return it in bytes, for a model of so many values."""
-        if self.size_bytes is not None:
-            return self.size_bytes
-        assert self.bits_per_weight is not None
-        return int(self.bits_per_weight * parameter_count / 8)
 
 
 class Chosen(NamedTuple):
@@ -59,11 +56,14 @@ class Chosen(NamedTuple):
         recipe: what was chosen.
         expected_kl_nats: what the matrices' measured divergences add up to.
         size_bytes: of the weights that it makes.
+        compared_kl_nats: divergence of each choice that was compared, the one taken among them; empty where there
+            was nothing to compare.
     """
 
     recipe: "Recipe"
     expected_kl_nats: float
     size_bytes: int
+    compared_kl_nats: Mapping[str, float]
 
 
 def choose_within(
@@ -74,25 +74,33 @@ def choose_within(
     Args:
         source: the model.
         budget: what its weights may take.
-        statistics: folder that ``r1mac calibrate`` made, or makes here.
+        statistics: folder that ``r1mac calibrate`` made, or makes here; the text that it kept is measured with.
         machine: this computer.
         title: the model's name for a person.
-        text_file: what to measure with; None for the text that r1mac has.
+        text_file: what to calibrate with, where that is not done; None for the text that r1mac has.
 
     Raises:
         BadRecipe: no widths are small enough.
         R1MacError: as :func:`calibrate_source` does.
     """
+    from r1mac.convert.calibration import kept_sequences
     from r1mac.convert.layout import plan_layout
     from r1mac.convert.recipe import plain
 
     if not is_whole(statistics):
         yield from calibrate_source(source, statistics, machine, title=title, text_file=text_file)
     layout = plan_layout(source, plain(bits=16, dtype=budget.dtype))
-    budget_bytes = budget.bytes_for(layout.parameter_count)
-    width = _measured_width(8 * budget_bytes / layout.parameter_count)
-    known = yield from _sensitivity(source, statistics, width, title=title, text_file=text_file)
-    return _choose(layout, known, budget_bytes, title=title, dtype=budget.dtype)
+    room = room_for(
+        layout, bits_per_weight=budget.bits_per_weight, size_bytes=budget.size_bytes, uniform=budget.uniform
+    )
+    measured_at = _measured_width(room.bits_per_weight)
+    weighed, compared = _apart(kept_sequences(statistics))
+    known = yield from _sensitivity(source, statistics, measured_at, weighed, title=title)
+    choices = candidates(room, known, title=title)
+    kl_nats: dict[str, float] = {}
+    if len(choices) > 1:
+        kl_nats = yield from _compared(source, statistics, choices, compared, title=title)
+    return _chosen(room, known, choices, kl_nats, budget)
 
 
 def choose_recipe_within(
@@ -123,54 +131,112 @@ def _measured_width(bits_per_weight: float) -> Quantization:
     return Quantization(bits=min(max(int(bits_per_weight - 0.25), 2), 4), group_size=64)
 
 
+def _apart(sequences: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Return what matrices are weighed with, and what choices are compared with: other parts of the same text."""
+    step = max(len(sequences) // _SEQUENCES, 1)
+    weighed = list(sequences[::step][:_SEQUENCES])
+    others = [ids for number, ids in enumerate(sequences) if number % step or number >= step * _SEQUENCES]
+    if others:
+        compared = others[:: max(len(others) // _COMPARED_SEQUENCES, 1)][:_COMPARED_SEQUENCES]
+        return [ids[:_TOKENS] for ids in weighed], [ids[:_TOKENS] for ids in compared]
+    half = len(sequences[0]) // 2
+    return [ids[:half][:_TOKENS] for ids in weighed], [ids[half:][:_TOKENS] for ids in weighed]
+
+
 def _sensitivity(
-    source: "Source", statistics: Path, width: Quantization, *, title: str, text_file: Path | None
+    source: "Source", statistics: Path, width: Quantization, sequences: Sequence[Sequence[int]], *, title: str
 ) -> "Generator[PrepareEvent, None, Sensitivity]":
-    from r1mac.convert.input_statistics import RECORD_NAME
     from r1mac.convert.sensitivity import as_data, from_data, measure_sensitivity
 
     path = statistics / f"sensitivity-{width.bits}bit.json"
-    record = json.loads((statistics / RECORD_NAME).read_text(encoding="utf-8"))
-    if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))).get("statistics") == record:
-        return from_data(found["sensitivity"])
-    sequences = sequences_of(source, text_file)
-    sequences = [ids[:_TOKENS] for ids in sequences[:: max(len(sequences) // _SEQUENCES, 1)][:_SEQUENCES]]
-    for done, total, known in measure_sensitivity(source, statistics, sequences, width=width, others=_CHOICES):
+    if (found := _kept(path, statistics)) is not None:
+        return from_data(found)
+    for done, total, known in measure_sensitivity(source, statistics, sequences, width=width, others=WIDTHS):
         yield Progress(task="weigh", title=title, done=done, total=total)
         measured = known
-    write_whole(path, json.dumps({"statistics": record, "sensitivity": as_data(measured)}, indent=1))
+    _keep(path, statistics, as_data(measured))
     return measured
 
 
-def _choose(layout: "ModelLayout", known: "Sensitivity", budget_bytes: int, *, title: str, dtype: str | None) -> Chosen:
-    from r1mac.convert.allocation import allocate, as_recipe, choices_of
+def _compared(
+    source: "Source",
+    statistics: Path,
+    choices: Mapping[str, Widths],
+    sequences: Sequence[Sequence[int]],
+    *,
+    title: str,
+) -> Generator[PrepareEvent, None, dict[str, float]]:
+    """Return the divergence of each of *choices*, in nats."""
+    from r1mac.convert.calibrated_fit import CalibratedFit
+    from r1mac.convert.streamed_model import StreamedModel
+    from r1mac.convert.variants import Variants
+
+    identity = json.dumps([{name: sorted(widths.items()) for name, widths in choices.items()}, sequences])
+    path = statistics / f"compared-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+    if (found := _kept(path, statistics)) is not None:
+        return dict(found)
+    # The sweeps that a conversion adds cost as much again and change all choices alike.
+    variants = Variants(StreamedModel(source), CalibratedFit(statistics, sweeps=0), choices)
+    for done, total, kl_nats in variants.run(sequences):
+        yield Progress(task="compare", title=title, done=done, total=total)
+        measured = kl_nats
+    _keep(path, statistics, measured)
+    return measured
+
+
+def _kept(path: Path, statistics: Path) -> dict[str, Any] | None:
+    """Return what :func:`_keep` wrote to *path*, where it is of the same statistics."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    if found.get("format") != _FORMAT or found.get("statistics") != _record(statistics):
+        return None
+    measured: dict[str, Any] = found["measured"]
+    return measured
+
+
+def _keep(path: Path, statistics: Path, measured: dict[str, Any]) -> None:
+    write_whole(
+        path, json.dumps({"format": _FORMAT, "statistics": _record(statistics), "measured": measured}, indent=1)
+    )
+
+
+def _record(statistics: Path) -> dict[str, Any]:
+    from r1mac.convert.input_statistics import RECORD_NAME
+
+    record: dict[str, Any] = json.loads((statistics / RECORD_NAME).read_text(encoding="utf-8"))
+    return record
+
+
+def _chosen(
+    room: Room,
+    known: "Sensitivity",
+    choices: Mapping[str, Widths],
+    kl_nats: Mapping[str, float],
+    budget: Budget,
+) -> Chosen:
+    """Return the choice that loses least; where two lose alike, the first one."""
+    from r1mac.convert.allocation import as_recipe
     from r1mac.convert.sensitivity import total_cost
 
-    tensors = {tensor.name.removesuffix(".weight"): tensor for tensor in layout.tensors if not tensor.is_prediction}
-    fixed_bytes, options, unmeasured = 0, {}, {}
-    for path, tensor in tensors.items():
-        if path in known.groups:
-            costs = {width: known.cost(path, width) for width in known.loss[path]}
-            options[path] = choices_of(tensor.shape, costs, value_bytes=tensor.dtype.size)
-        elif path in layout.widths and tensor.shape[-1] % _UNMEASURED.group_size == 0:
-            unmeasured[path] = _UNMEASURED
-            fixed_bytes += tensor_bytes(tensor.shape, _UNMEASURED, value_bytes=tensor.dtype.size)
-        else:
-            fixed_bytes += sum(stored.size_bytes for stored in tensor.stored())
-    widths = allocate(options, budget_bytes - fixed_bytes)
-    if widths is None:
-        least_bytes = fixed_bytes + sum(choices[0].size_bytes for choices in options.values())
-        raise BadRecipe(
-            f"the weights of {title} take at least {format_size(least_bytes)}, and the budget is "
-            f"{format_size(budget_bytes)}",
-            hint=f"allow {8 * least_bytes / layout.parameter_count + 0.005:.2f} bits per weight or more, "
-            "or choose a smaller model",
-        )
-    cost = total_cost(known, widths)
-    size_bytes = fixed_bytes + sum(
-        tensor_bytes(tensors[path].shape, width, value_bytes=tensors[path].dtype.size) for path, width in widths.items()
+    name = min(choices, key=lambda name: kl_nats.get(name, 0.0))
+    widths = choices[name]
+    matrix_bytes = room.bytes_of(widths)
+    bits_per_weight = 8 * matrix_bytes / room.weight_count
+    recipe = as_recipe(
+        dict(widths),
+        name=f"{bits_per_weight:.2f}bpw",
+        summary=f"{bits_per_weight:.3f} bits a weight: {_reason(name, kl_nats)}",
+        dtype=budget.dtype,
+        default=budget.uniform,
     )
-    bits_per_weight = 8 * size_bytes / layout.parameter_count
-    summary = f"{bits_per_weight:.3f} bits a weight, chosen by measured divergence ({cost:.3g} nats expected)"
-    recipe = as_recipe({**widths, **unmeasured}, name=f"{bits_per_weight:.2f}bpw", summary=summary, dtype=dtype)
-    return Chosen(recipe, cost, size_bytes)
+    return Chosen(recipe, total_cost(known, widths), room.wide_bytes + matrix_bytes, kl_nats)
+
+
+def _reason(name: str, kl_nats: Mapping[str, float]) -> str:
+    """Return what was taken and what the others lose, for a person."""
+    if name not in kl_nats:
+        return f"{name}, chosen by measured divergence"
+    others = ", ".join(f"{other} {kl:.4g}" for other, kl in kl_nats.items() if other != name)
+    kept = "kept, since nothing else lost less" if name == UNIFORM else "chosen by measured divergence"
+    return f"{name}, {kept} ({kl_nats[name]:.4g} nats; {others})"

@@ -29,10 +29,12 @@ class Quality:
     Attributes:
         statistics: folder that ``r1mac calibrate`` made; None to measure now, and to delete what was measured.
         text_file: what to measure with; None for the text that r1mac has.
+        mixes: whether the bytes of one width for all may be spent on widths of their own, where less is lost so.
     """
 
     statistics: Path | None = None
     text_file: Path | None = None
+    mixes: bool = False
 
 
 def statistics_for(

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from r1mac.convert.sources import Source
     from r1mac.formats.quality import Quality as MeasuredQuality
     from r1mac.plan.recipe import Recipe
+
+# Codes of more bits lose so little that it is not worth weighing them.
+_MOST_MIXED_BITS = 4
+# Bytes that a token reads, of those with one width: from here on it is said.
+_NOTED_SLOWER = 1.02
 
 
 class Feed(Protocol):
@@ -179,6 +184,9 @@ def convert_into(
             statistics = yield from statistics_for(
                 source, manner.quality, targets[0].folder, machine, title=provenance.title
             )
+            # Weights that come file by file and go cannot be read once more to weigh them.
+            if manner.quality.mixes and provenance.feed is None:
+                targets = yield from _mixed(source, targets, statistics, machine, title=provenance.title)
         yield from _converted(source, targets, provenance, machine, manner, statistics)
         shutil.rmtree(measured, ignore_errors=True)
         for _, folder in targets:
@@ -192,6 +200,31 @@ def convert_into(
         if kept := [str(folder) for _, folder in targets if (folder / RECORD_NAME).exists()]:
             error.problem += f"; what is converted is kept in {', '.join(kept)}, and the same command goes on with it"
         raise
+
+
+def _mixed(
+    source: "Source", targets: "Sequence[Target]", statistics: Path, machine: Machine, *, title: str
+) -> "Generator[PrepareEvent, None, list[Target]]":
+    """Return *targets* with recipes that spend the bytes of one width where they save most, and say what they are."""
+    from r1mac.catalog.arch import parse_arch
+    from r1mac.convert.pipeline import Target
+    from r1mac.plan.recipe import read_bytes_per_token
+    from r1mac.prepare.budget import Budget, choose_within
+
+    arch, mixed = parse_arch(source.config), []
+    for recipe, folder in targets:
+        width = recipe.default
+        if recipe.overrides or width.mode != "affine" or width.bits > _MOST_MIXED_BITS:
+            mixed.append(Target(recipe, folder))
+            continue
+        budget = Budget(uniform=width, dtype=recipe.dtype)
+        chosen = yield from choose_within(source, budget, statistics, machine, title=title)
+        mixed.append(Target(replace(chosen.recipe, nominal_bits=width.bits), folder))
+        # Of experts a token reads a few: bits that go from them to the rest make no larger file, but a slower model.
+        slower = read_bytes_per_token(arch, chosen.recipe) / read_bytes_per_token(arch, recipe)
+        reads = f"; for a token it reads {slower:.2f} times the bytes" if slower > _NOTED_SLOWER else ""
+        yield Note(f"{width.bits} bits: {chosen.recipe.summary}{reads}")
+    return mixed
 
 
 def _check_can_measure(provenance: Provenance, quality: Quality) -> None:

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 class Progress:
     """A step is *done* of *total* units along."""
 
-    task: Literal["download", "verify", "calibrate", "weigh", "convert", "measure", "evaluate", "solve", "load"]
+    task: Literal[
+        "download", "verify", "calibrate", "weigh", "compare", "convert", "measure", "evaluate", "solve", "load"
+    ]
     title: str
     done: int
     total: int

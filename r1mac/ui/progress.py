@@ -22,6 +22,7 @@ _VERBS = {
     "verify": "verifying",
     "calibrate": "calibrating with",
     "weigh": "weighing the matrices of",
+    "compare": "comparing choices of widths for",
     "convert": "converting",
     "measure": "measuring the results of",
     "evaluate": "evaluating",

@@ -10,6 +10,7 @@ SEQUENCE_TOKENS = 256
 LIBRARY_MODULES = ("bisect", "heapq", "textwrap", "shlex", "tempfile", "fractions", "statistics", "difflib")
 # As many sums as make some 30,000 tokens of the tiny model's, which is what r1mac's own text has of others'.
 TINY_CALIBRATION_SUMS = 400
+DWQ_BATCH = 4
 
 
 class Texts(NamedTuple):
@@ -82,8 +83,12 @@ def cut(texts: tuple[str, ...], folder: Path, tokens: int) -> list[list[int]]:
     return sequences
 
 
-def place_for_mlx_lm(text: str, home: Path) -> Path:
-    """Put *text* where mlx-lm's learned methods look for what they fetch otherwise, below *home*; return a data set."""
+def place_for_mlx_lm(text: str, home: Path, samples: int) -> Path:
+    """Put *text* where mlx-lm's learned methods look for what they fetch otherwise, below *home*; return a data set.
+
+    The data set is for DWQ, which learns from *samples* pieces and measures twice with up to 32 of the others: of few
+    samples those would be the most work, and there are no more of them than one batch.
+    """
     import json
 
     kept = home / ".cache" / "mlx-lm" / "calibration_v5.txt"
@@ -92,7 +97,10 @@ def place_for_mlx_lm(text: str, home: Path) -> Path:
     data = home / "data"
     data.mkdir(exist_ok=True)
     # Pieces of some 256 tokens: a sample is one.
-    pieces = (text[start : start + 1000] for start in range(0, len(text), 1000))
+    pieces = [text[start : start + 1000] for start in range(0, len(text), 1000)]
+    if samples > 0:
+        wanted = samples + DWQ_BATCH
+        pieces = pieces[:: max(1, len(pieces) // wanted)][:wanted]
     with (data / "train.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"text": piece}) + "\n" for piece in pieces)
     return data

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from r1mac.convert.allocation import allocate, as_recipe, choices_of, recipe_text
 from r1mac.convert.recipe_file import parse_recipe
+from r1mac.convert.sensitivity import Sensitivity, doubted
 from r1mac.plan.memory import Quantization, tensor_bytes
 
 SHAPE = (64, 128)
@@ -106,3 +107,23 @@ def test_the_recipe_gives_every_matrix_its_width(tmp_path: Path) -> None:
 
     assert {path: read.width_of(path) for path in widths} == widths
     assert read.summary == 'for a «test" '
+
+
+def test_what_is_half_believed_is_chosen_nearer_to_one_width() -> None:
+    paths = {"loud": 64.0, "quiet": 1.0}
+    known = Sensitivity(
+        width=Quantization(bits=3),
+        kl_nats=paths,
+        groups={path: path for path in paths},
+        loss=dict.fromkeys(paths, _costs(1.0)),
+    )
+
+    def spread(told: Sensitivity) -> int:
+        options = {path: choices_of(SHAPE, {width: told.cost(path, width) for width in WIDTHS}) for path in paths}
+        widths = allocate(options, 2 * tensor_bytes(SHAPE, Quantization(bits=4)))
+        assert widths is not None
+        return widths["loud"].bits - widths["quiet"].bits
+
+    half = doubted(known, dict.fromkeys(paths, 1))
+    assert half.kl_nats["loud"] > half.kl_nats["quiet"]
+    assert spread(half) < spread(known)
