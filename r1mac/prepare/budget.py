@@ -38,7 +38,7 @@ class Budget:
     Attributes:
         bits_per_weight: mean over all values of the matrices that are quantised, with scales and biases; what stays
             wide (norms, routers) comes on top. One width for all takes just its own: 4 bits in groups of 64 are 4.5.
-        size_bytes: of all weight files.
+        size_bytes: of all weight files but those of a prediction layer, headers included.
         uniform: what this width for all takes; what the choice is not about has it, as a prediction layer.
         dtype: type of scales and of what is not quantised; None keeps the source's.
     """
@@ -86,13 +86,17 @@ def choose_within(
     from r1mac.convert.calibration import kept_sequences
     from r1mac.convert.layout import plan_layout
     from r1mac.convert.recipe import plain
+    from r1mac.formats.safetensors import lay_out
 
     if not is_whole(statistics):
         yield from calibrate_source(source, statistics, machine, title=title, text_file=text_file)
     layout = plan_layout(source, plain(bits=16, dtype=budget.dtype))
-    room = room_for(
-        layout, bits_per_weight=budget.bits_per_weight, size_bytes=budget.size_bytes, uniform=budget.uniform
-    )
+    size_bytes = budget.size_bytes
+    if size_bytes is not None:
+        # What is written has the names, if not the offsets, of any other conversion with scales.
+        header, _ = lay_out(plan_layout(source, plain(bits=4, dtype=budget.dtype)).stored(), {})
+        size_bytes -= len(header)
+    room = room_for(layout, bits_per_weight=budget.bits_per_weight, size_bytes=size_bytes, uniform=budget.uniform)
     measured_at = _measured_width(room.bits_per_weight)
     weighed, compared = _apart(kept_sequences(statistics))
     known = yield from _sensitivity(source, statistics, measured_at, weighed, title=title)

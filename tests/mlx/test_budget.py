@@ -97,6 +97,21 @@ def test_less_is_lost_than_with_one_width_of_the_same_bytes_and_that_is_said(fir
     assert f"one width {chosen.compared_kl_nats['one width']:.4g}" in chosen.recipe.summary
 
 
+def test_a_size_is_that_of_the_whole_file(first: First, tmp_path: Path) -> None:
+    opened = open_source(first.source)
+    for name in ("uniform", "chosen"):
+        (tmp_path / name).mkdir()
+    for _ in convert(opened, plain(bits=3), tmp_path / "uniform"):
+        pass
+    wanted_bytes = (tmp_path / "uniform" / "model.safetensors").stat().st_size
+
+    _, (_, _, file) = _choose(first.source, Budget(size_bytes=wanted_bytes))
+    for _ in convert(opened, load_recipe(file), tmp_path / "chosen"):
+        pass
+
+    assert 0.97 * wanted_bytes < (tmp_path / "chosen" / "model.safetensors").stat().st_size <= wanted_bytes
+
+
 def test_one_width_is_kept_where_what_was_measured_misleads(first: First) -> None:
     budget = Budget(bits_per_weight=Quantization(bits=3).bits_per_weight)
     _, (_, statistics, _) = _choose(first.source, budget)
