@@ -6,6 +6,7 @@ vocabulary at a time and are summed up as they come.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import exp
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 
 from r1mac.convert.blocks import Array
 from r1mac.convert.device import cache_limited
-from r1mac.convert.passage import Passage
+from r1mac.convert.passage import Passage, models_at_once
 from r1mac.convert.products import quietly
+from r1mac.convert.side_by_side import Threads, thread_count
 from r1mac.errors import BadCheckpoint
 
 # exp of more would be too large for a float.
@@ -52,7 +54,7 @@ class Compared:
 
 
 def compare_passages(
-    passages: Sequence[Passage], sequences: Sequence[Sequence[int]], *, with_reference: bool
+    passages: Sequence[Passage], sequences: Sequence[Sequence[int]], *, with_reference: bool, room_bytes: int
 ) -> Iterator[Compared]:
     """Yield after each block of the models; the last event has their readings.
 
@@ -60,32 +62,35 @@ def compare_passages(
         passages: models of one vocabulary; where *with_reference* the first is what the others are compared with.
         sequences: token ids, all of one length.
         with_reference: whether there is something to compare with.
+        room_bytes: for the tokens' states and what becomes of them on the way; the more, the more models go through
+            a block at once. One at a time does so in any case.
 
     Raises:
         BadCheckpoint: the vocabularies differ, or a model computes no numbers.
     """
     _check_alike(passages)
     with cache_limited(max(passage.block_bytes for passage in passages)):
-        yield from _compared(passages, sequences, with_reference=with_reference)
+        yield from _compared(passages, sequences, with_reference=with_reference, room_bytes=room_bytes)
 
 
 def _compared(
-    passages: Sequence[Passage], sequences: Sequence[Sequence[int]], *, with_reference: bool
+    passages: Sequence[Passage], sequences: Sequence[Sequence[int]], *, with_reference: bool, room_bytes: int
 ) -> Iterator[Compared]:
+    tokens = sum(map(len, sequences))
+    at_once = min(models_at_once(passage.arch, tokens, len(passages), room_bytes) for passage in passages)
     counts = [passage.arch.layer_count for passage in passages]
     # The head takes about as long as a block.
     total = max(counts) + 1
-    states = [passage.embedded(sequences) for passage in passages]
-    yield Compared(done=0, total=total)
-    for number in range(max(counts)):
-        for index, passage in enumerate(passages):
-            if number < counts[index]:
-                states[index] = passage.through(number, states[index])
-        yield Compared(done=number + 1, total=total)
-    normed = [passage.normed(state) for passage, state in zip(passages, states, strict=True)]
-    del states
-    with quietly():
-        sums = _sums(passages, normed, np.array(sequences, np.int64), with_reference=with_reference)
+    with Threads() as threads:
+        states = dict(enumerate(threads.done([one.embedded(sequences) for one in passages], at_once=len(passages))))
+        yield Compared(done=0, total=total)
+        for number in range(max(counts)):
+            going = [index for index, count in enumerate(counts) if number < count]
+            works = [passages[index].through(number, states.pop(index)) for index in going]
+            states |= zip(going, threads.done(works, at_once=at_once), strict=True)
+            yield Compared(done=number + 1, total=total)
+        normed = [passage.normed(states.pop(index)) for index, passage in enumerate(passages)]
+        sums = _sums(passages, normed, np.array(sequences, np.int64), threads, with_reference=with_reference)
     readings = tuple(_reading(own, passage) for own, passage in zip(sums, passages, strict=True))
     yield Compared(done=total, total=total, readings=readings)
 
@@ -121,6 +126,10 @@ class _Sums:
 
     def add(self, logits: Array, first: int, others: Sequence[Array]) -> None:
         """Take the logits ``[tokens, words]`` of the words from *first* on, and those of the *others*."""
+        with quietly():
+            self._add(logits, first, others)
+
+    def _add(self, logits: Array, first: int, others: Sequence[Array]) -> None:
         top = logits.argmax(axis=-1)
         highest = np.take_along_axis(logits, top[:, None], axis=-1)[:, 0].astype(np.float64)
         larger = highest > self.largest
@@ -149,7 +158,7 @@ class _Sums:
 
 
 def _sums(
-    passages: Sequence[Passage], normed: Sequence[mx.array], ids: Array, *, with_reference: bool
+    passages: Sequence[Passage], normed: Sequence[mx.array], ids: Array, threads: Threads, *, with_reference: bool
 ) -> Sequence[_Sums]:
     following = np.full(ids.shape, -1)
     following[:, :-1] = ids[:, 1:]
@@ -157,17 +166,23 @@ def _sums(
     sums = [_Sums(following.reshape(-1), others if index == 0 else 0) for index in range(len(passages))]
     step = int(np.lcm.reduce([passage.head_step for passage in passages]))
     columns = max(normed[0].shape[1], ids.size)
-    rows = max(passages[0].block_bytes // (_LOGIT_BYTES * columns) // step, 1) * step
+    # Each thread has a block's exponentials, and all have them in one block's room.
+    rows = max(passages[0].block_bytes // thread_count() // (_LOGIT_BYTES * columns) // step, 1) * step
     vocab_size = passages[0].vocab_size
     for first in range(0, vocab_size, rows):
         stop = min(first + rows, vocab_size)
-        logits = [passage.logits(state, first, stop) for passage, state in zip(passages, normed, strict=True)]
-        for index, own in enumerate(sums):
-            own.add(logits[index], first, logits[1:] if with_reference and index == 0 else ())
+        works = [passage.logits(state, first, stop) for passage, state in zip(passages, normed, strict=True)]
+        logits = threads.done(works, at_once=len(works))
+        tasks = [
+            partial(own.add, logits[index], first, logits[1:] if with_reference and not index else ())
+            for index, own in enumerate(sums)
+        ]
+        threads.results(tasks)
     if with_reference:
         wanted = sums[0]
         for index, own in enumerate(sums[1:]):
-            divergence = wanted.differences[index] / wanted.total - wanted.log_total + own.log_total
+            with quietly():
+                divergence = wanted.differences[index] / wanted.total - wanted.log_total + own.log_total
             own.kl_nats, own.same_top = np.maximum(divergence, 0.0), own.top == wanted.top
     return sums
 

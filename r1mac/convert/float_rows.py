@@ -3,7 +3,7 @@
 Codes are multiplied with their scales as kernels do it: in float32, with no rounding to 16 bits in between.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 from r1mac.convert.blocks import Array, as_numpy
 from r1mac.convert.device import on_cpu
 from r1mac.convert.fp8 import FP8Tensor, powers_of_two
-from r1mac.convert.grouped_rows import GroupedRows, code_order, decoded_fp8, unpacked
+from r1mac.convert.grouped_rows import GroupedRows, Tokens, code_order, decoded_fp8, unpacked
 from r1mac.convert.mlx_quantized import MLXQuantizedTensor
 from r1mac.convert.names import expert_name
 from r1mac.convert.safetensors_source import SafetensorsSource
@@ -85,25 +85,57 @@ class FloatRows:
         stored, before = self._stored(name)
         if stored is not None:
             return (
-                mx.array(_values(_in_numpy(stored, before + start, before + stop)))
-                if on_cpu()
-                else _in_mlx(stored, before + start, before + stop)
+                mx.array(self.values(name, start, stop)) if on_cpu() else _in_mlx(stored, before + start, before + stop)
             )
         if (expert := self._experts.get(name)) is not None:
             whole = self._source.rows(expert.stack, expert.number, expert.number + 1)
             return whole[0][start:stop].astype(mx.float32)
         return self._source.rows(name, start, stop).astype(mx.float32)
 
-    def times(self, name: str, x: Array, start: int, stop: int) -> Array:
-        """Return the product of *x* ``[tokens, columns]`` with rows *start* to *stop* of a matrix, ``[tokens, rows]``.
+    def values(self, name: str, start: int, stop: int) -> Array:
+        """Return what ``rows`` does, as numpy has it."""
+        stored, before = self._stored(name)
+        if stored is None:
+            return as_numpy(self.rows(name, start, stop))
+        return _values(_in_numpy(stored, before + start, before + stop)).reshape(stop - start, *self._shapes[name][1:])
+
+    def times(self, name: str, x: Tokens, start: int, stop: int) -> Array:
+        """Return the product of *x* with rows *start* to *stop* of a matrix, ``[tokens, rows]``.
+
+        Of a stack *start* and *stop* count its matrices, and the result has all their rows.
 
         numpy multiplies.
         """
         stored, before = self._stored(name)
         if stored is None:
-            return x @ as_numpy(self.rows(name, start, stop)).T
+            return x.rows @ _as_rows(as_numpy(self.rows(name, start, stop))).T
         rows = _in_numpy(stored, before + start, before + stop)
-        return rows.times(x) if isinstance(rows, GroupedRows) else x @ rows.T
+        return rows.times(x) if isinstance(rows, GroupedRows) else x.rows @ _as_rows(rows).T
+
+    def read_together(self, name: str, room_bytes: int) -> int:
+        """Return how many matrices like *name*, one after the other in a stack, *room_bytes* hold the codes of.
+
+        It is one where they do not hold a single one as float32.
+        """
+        if (expert := self._experts.get(name)) is None or self.size_bytes(name) > room_bytes:
+            return 1
+        stack = self._flattened(expert.stack)
+        if not isinstance(stack, MLXQuantizedTensor):
+            return 1
+        return max(room_bytes * stack.shape[0] // (stack.size_bytes * self._shapes[name][0]), 1)
+
+    def times_each(self, names: Sequence[str], xs: Sequence[Tokens]) -> list[Array]:
+        """Return the product of each of *xs* with its matrix of a stack; *names* follow one another there."""
+        stack, first = self._stored(names[0])
+        count = self._shapes[names[0]][0]
+        assert isinstance(stack, MLXQuantizedTensor)
+        assert self._stored(names[-1]) == (stack, first + count * (len(names) - 1))
+        codes, scales, biases = _parts(stack, first, first + count * len(names))
+        made = []
+        for number, x in enumerate(xs):
+            rows = slice(number * count, (number + 1) * count)
+            made.append(_grouped(stack, codes[rows], scales[rows], biases[rows]).times(x))
+        return made
 
     def needs_mlx(self, name: str) -> bool:
         """Tell whether MLX takes part in ``times``, so that it is for the thread that opened the source."""
@@ -164,11 +196,8 @@ def _in_mlx(stored: StoredTensor, start: int, stop: int) -> mx.array:
 
 def _in_numpy(stored: StoredTensor, start: int, stop: int) -> Array | GroupedRows:
     match stored:
-        case MLXQuantizedTensor(biases=biases) if biases is not None:
-            codes = unpacked(stored.codes.numpy_rows(start, stop), stored.bits)
-            scales, lowest = (_widened(part, start, stop) for part in (stored.scales, biases))
-            order = code_order(stored.bits, stored.group_size)
-            return GroupedRows(codes.reshape(*scales.shape, stored.group_size), scales, lowest, order)
+        case MLXQuantizedTensor():
+            return _grouped(stored, *_parts(stored, start, stop))
         case FP8Tensor():
             values = decoded_fp8(np.ascontiguousarray(stored.codes.numpy_rows(start, stop)))
             if stored.shape[1] % stored.block[1] == 0:
@@ -178,6 +207,24 @@ def _in_numpy(stored: StoredTensor, start: int, stop: int) -> Array | GroupedRow
             return values
     assert isinstance(stored, RawTensor)
     return _widened(stored, start, stop)
+
+
+def _parts(stored: MLXQuantizedTensor, start: int, stop: int) -> tuple[Array, Array, Array]:
+    """Return some rows' words, scales and biases; only affine ones are asked for here."""
+    assert stored.biases is not None
+    words = stored.codes.numpy_rows(start, stop)
+    return words, _widened(stored.scales, start, stop), _widened(stored.biases, start, stop)
+
+
+def _grouped(stored: MLXQuantizedTensor, words: Array, scales: Array, biases: Array) -> GroupedRows:
+    codes = unpacked(words, stored.bits).reshape(-1, scales.shape[-1], stored.group_size)
+    order = code_order(stored.bits, stored.group_size)
+    return GroupedRows(codes, _as_rows(scales), _as_rows(biases), order)
+
+
+def _as_rows(values: Array) -> Array:
+    """Return matrices of a stack as one of all their rows."""
+    return values.reshape(-1, values.shape[-1])
 
 
 def _values(rows: Array | GroupedRows) -> Array:

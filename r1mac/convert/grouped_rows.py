@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from r1mac.convert.blocks import Array
 
@@ -43,20 +42,18 @@ class GroupedRows(NamedTuple):
             values = np.take(values, np.argsort(self.order), axis=-1)
         return values.reshape(len(values), -1)
 
-    def times(self, x: Array) -> Array:
-        """Return the product of *x* ``[tokens, columns]`` with the rows, ``[tokens, rows]``."""
-        rows, groups, size = self.codes.shape
-        tokens = len(x)
-        grouped = x.reshape(tokens, groups, size)
-        if self.order is not None:
-            grouped = np.take(grouped, self.order, axis=-1)
-        if 2 * tokens <= size:
-            parts = np.matmul(_filled_up(grouped).swapaxes(0, 1), self.codes.transpose(1, 2, 0))
-            made: Array = np.einsum("gtr,gr->tr", parts[:, :tokens], np.ascontiguousarray(self.scales.T))
+    def times(self, tokens: "Tokens") -> Array:
+        """Return the product of *tokens* with the rows, ``[tokens, rows]``."""
+        rows, _, size = self.codes.shape
+        count = len(tokens.rows)
+        grouped, sums = tokens.by_groups(size, self.order)
+        if _is_few(count, size):
+            parts = np.matmul(grouped, self.codes.transpose(1, 2, 0))
+            made: Array = np.einsum("gtr,gr->tr", parts[:, :count], np.ascontiguousarray(self.scales.T))
         else:
-            made = grouped.reshape(tokens, -1) @ self._scaled().reshape(rows, -1).T
+            made = grouped.reshape(count, -1) @ self._scaled().reshape(rows, -1).T
         if self.biases is not None:
-            made += grouped.sum(axis=-1) @ self.biases.T
+            made += sums @ self.biases.T
         return made
 
     def _scaled(self) -> Array:
@@ -64,19 +61,52 @@ class GroupedRows(NamedTuple):
         return self.codes
 
 
-def _filled_up(tokens: Array) -> Array:
-    """Return so many *tokens* that OpenBLAS multiplies them four at a time: three alone take it longer than four."""
-    missing = -len(tokens) % _TOKENS_AT_ONCE
-    if len(tokens) == 1 or not missing:
-        return tokens
-    return np.concatenate([tokens, np.zeros((missing, *tokens.shape[1:]), tokens.dtype)])
+class Tokens:
+    """What some matrices are multiplied with, put into their groups once for all that are alike.
+
+    Args:
+        rows: float32 ``[tokens, columns]``.
+    """
+
+    def __init__(self, rows: Array) -> None:
+        self.rows = rows
+        self._grouped: dict[tuple[int, int], tuple[Array | None, Array, Array]] = {}
+
+    def by_groups(self, size: int, order: Array | None) -> tuple[Array, Array]:
+        """Return the tokens in groups of *size*, each in an *order* as ``GroupedRows`` has it, and each group's sum.
+
+        Sums are ``[tokens, groups]``. Few tokens are ``[groups, tokens, size]``, and so many are added to them that
+        OpenBLAS multiplies them four at a time: three alone take it longer than four. More are
+        ``[tokens, groups, size]``.
+        """
+        key = (size, id(order))
+        if key not in self._grouped:
+            self._grouped[key] = (order, *self._in_groups(size, order))  # kept, so that its id is no other's
+        return self._grouped[key][1:]
+
+    def _in_groups(self, size: int, order: Array | None) -> tuple[Array, Array]:
+        count = len(self.rows)
+        grouped = self.rows.reshape(count, -1, size)
+        if order is not None:
+            grouped = grouped.take(order, axis=-1)
+        sums = grouped.sum(axis=-1)
+        if not _is_few(count, size):
+            return grouped, sums
+        if count > 1 and (missing := -count % _TOKENS_AT_ONCE):
+            grouped = np.concatenate([grouped, np.zeros((missing, *grouped.shape[1:]), grouped.dtype)])
+        return grouped.swapaxes(0, 1), sums
+
+
+def _is_few(tokens: int, size: int) -> bool:
+    """Tell whether it is less work to scale what comes out than codes in groups of *size*."""
+    return 2 * tokens <= size
 
 
 def decoded_fp8(codes: Array) -> Array:
     """Return the float32 values of float8_e4m3fn *codes*, uint8 of any shape, without their scales."""
     if codes.size % 2:
         return np.take(_fp8_values(), codes)
-    pairs: Array = np.take(_fp8_pairs(), codes.reshape(-1).view(np.uint16))
+    pairs: Array = _fp8_pairs().take(codes.reshape(-1).view(np.uint16))
     return pairs.view(np.float32).reshape(codes.shape)
 
 
@@ -97,7 +127,7 @@ def unpacked(words: Array, bits: int) -> Array:
             keys, width = _keys_of_12_bits(octets), 12
         case _:
             keys, width = _keys_of_10_bits(octets), 10
-    found: Array = np.take(_codes_of(bits, width), keys)
+    found: Array = _codes_of(bits, width).take(keys)
     return found.view(np.float32).reshape(*words.shape[:-1], -1)
 
 
@@ -128,7 +158,7 @@ def _keys_of_12_bits(octets: Array) -> Array:
     padded = np.empty(octets.size + 1, np.uint8)
     padded[:-1] = octets
     # Two octets from the first one of three on, and from the second one on.
-    lower, upper = (as_strided(padded[at : at + 2].view(np.uint16), (count,), (3,)) for at in (0, 1))
+    lower, upper = (np.ndarray((count,), np.uint16, padded, at, (3,)) for at in (0, 1))
     keys = np.empty((count // 4, 2), np.uint64)
     keys[:, 0] = np.bitwise_and(lower, 2**12 - 1).view(np.uint64)
     keys[:, 1] = np.right_shift(upper, 4).view(np.uint64)

@@ -94,9 +94,9 @@ def evaluate_text(
     sources = [open_source(one.path, prediction=False) for one in named]
     passages = [Passage(source) for source in sources]
     sequences = _sequences(sources, text, tokens)
-    _check_memory(passages, sum(map(len, sequences)), machine)
+    room_bytes = _room_for_states(passages, sum(map(len, sequences)), machine)
     readings: Sequence[Reading] = ()
-    for event in compare_passages(passages, sequences, with_reference=reference is not None):
+    for event in compare_passages(passages, sequences, with_reference=reference is not None, room_bytes=room_bytes):
         yield Progress(task="evaluate", title=model.title, done=event.done, total=event.total)
         readings = event.readings
     return quality_of(
@@ -187,15 +187,20 @@ def _sequences(sources: "Sequence[Source]", text: "EvaluationText", tokens: int)
     return cut_sequences(parts, tokens=tokens, length=_SEQUENCE_TOKENS, first_id=first_id)
 
 
-def _check_memory(passages: "Sequence[Passage]", token_count: int, machine: Machine) -> None:
+def _room_for_states(passages: "Sequence[Passage]", token_count: int, machine: Machine) -> int:
+    """Return the bytes that there are for what the tokens take.
+
+    Raises:
+        DoesNotFit: they are too few.
+    """
     from r1mac.convert.passage import bytes_per_token, needed_bytes
 
     arch = max((passage.arch for passage in passages), key=lambda each: bytes_per_token(each, len(passages)))
     free_bytes = machine.available_memory_bytes() - _FIXED_BYTES
     wanted_bytes = needed_bytes(arch, token_count, len(passages))
-    if wanted_bytes <= free_bytes:
-        return
     spare_bytes = free_bytes - needed_bytes(arch, 0, len(passages))
+    if wanted_bytes <= free_bytes:
+        return spare_bytes
     fitting = spare_bytes // bytes_per_token(arch, len(passages))
     raise DoesNotFit(
         f"the hidden states of {token_count} tokens take {format_memory(wanted_bytes)}, and "

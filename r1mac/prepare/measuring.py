@@ -84,7 +84,7 @@ def _measured(
     if not sequences:
         return [Quality(unmeasured="--memory leaves no room for it") for _ in folders]
     readings: Sequence[Reading] = ()
-    for event in compare_passages(passages, sequences, with_reference=source is not None):
+    for event in compare_passages(passages, sequences, with_reference=source is not None, room_bytes=room.states_bytes):
         yield Progress(task="measure", title=title, done=event.done, total=event.total)
         readings = event.readings
     wanted = readings[0] if source is not None else None

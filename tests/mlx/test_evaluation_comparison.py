@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from r1mac import mlx_lm_api
+from r1mac.catalog.arch import parse_arch
 from r1mac.convert.blocks import DEFAULT_BLOCK_BYTES
 from r1mac.convert.comparison import Reading, compare_passages
 from r1mac.convert.evaluation import EvaluationText, cut_sequences
-from r1mac.convert.passage import Passage
+from r1mac.convert.passage import Passage, bytes_per_token, models_at_once
 from r1mac.convert.pipeline import convert
 from r1mac.convert.recipe import plain
 from r1mac.convert.sources import open_source
@@ -31,9 +32,9 @@ def _converted(source: Path, into: Path, bits: int) -> Path:
     return into
 
 
-def _compared(*folders: Path, block_bytes: int = DEFAULT_BLOCK_BYTES) -> tuple[Reading, ...]:
+def _compared(*folders: Path, block_bytes: int = DEFAULT_BLOCK_BYTES, room_bytes: int = 2**30) -> tuple[Reading, ...]:
     passages = [Passage(open_source(folder), block_bytes=block_bytes) for folder in folders]
-    *_, last = compare_passages(passages, SEQUENCES, with_reference=True)
+    *_, last = compare_passages(passages, SEQUENCES, with_reference=True, room_bytes=room_bytes)
     assert last.done == last.total
     return last.readings
 
@@ -71,6 +72,30 @@ def test_a_model_is_as_far_from_itself_as_nothing(tmp_path: Path) -> None:
 
     assert again.kl_nats == pytest.approx(0, abs=1e-6)
     assert again.same_top == 1
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "deepseek_v3"])
+def test_figures_are_the_same_however_many_models_go_side_by_side(kind: str, tmp_path: Path) -> None:
+    """To the last bit, and each time."""
+    source = write_checkpoint(tmp_path / "source", CONFIGS[kind])
+    made = [_converted(source, tmp_path / f"{bits}", bits) for bits in (4, 3, 2)]
+
+    alone, *together = (_compared(source, *made, room_bytes=room_bytes) for room_bytes in (0, 2**30, 2**30))
+
+    assert all(readings == alone for readings in together)
+
+
+@pytest.mark.parametrize("kind", ["llama", "deepseek_v3"])
+def test_models_go_side_by_side_where_there_is_room(kind: str) -> None:
+    arch = parse_arch(CONFIGS[kind])
+    least = bytes_per_token(arch, 4) * 100
+
+    counts = [models_at_once(arch, 100, 4, room_bytes) for room_bytes in (0, least, 2 * least, 2**40)]
+
+    assert counts[:2] == [1, 1]
+    assert counts == sorted(counts)
+    assert counts[2] > 1
+    assert counts[3] == 4
 
 
 def test_the_original_is_read_once_for_all_widths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

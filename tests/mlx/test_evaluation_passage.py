@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from r1mac import mlx_lm_api
-from r1mac.convert import float_rows, passage_experts, products
+from r1mac.convert import float_rows, passage_attention, passage_experts, products
 from r1mac.convert.float_rows import FloatRows
 from r1mac.convert.passage import Passage
 from r1mac.convert.pipeline import convert
 from r1mac.convert.recipe import plain
+from r1mac.convert.side_by_side import done_alone
 from r1mac.convert.sources import open_source
 from r1mac.engine.layers.router import install_router
 from r1mac.errors import BadCheckpoint
@@ -50,10 +51,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def _logits(folder: Path, **options: Any) -> mx.array:
     passage = Passage(open_source(folder), **options)
-    states = passage.embedded(SEQUENCES)
+    states = done_alone(passage.embedded(SEQUENCES))
     for number in range(passage.arch.layer_count):
-        states = passage.through(number, states)
-    logits = passage.logits(passage.normed(states), 0, passage.vocab_size)
+        states = done_alone(passage.through(number, states))
+    logits = done_alone(passage.logits(passage.normed(states), 0, passage.vocab_size))
     return mx.array(logits).reshape(*np.shape(SEQUENCES), -1)
 
 
@@ -105,7 +106,7 @@ def test_what_a_gpu_would_compute_is_the_same(
     source = write_fp8_checkpoint(tmp_path / "source", KINDS[kind])
     made = source if bits == 16 else _converted(source, tmp_path / "made", bits)
     wanted = _logits(made)
-    for module in (float_rows, products, passage_experts):
+    for module in (float_rows, products, passage_attention, passage_experts):
         monkeypatch.setattr(module, "on_cpu", lambda: False)
 
     assert mx.allclose(_logits(made, block_bytes=2**18), wanted, atol=1e-4)

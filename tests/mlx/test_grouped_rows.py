@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from r1mac.convert.grouped_rows import GroupedRows, code_order, decoded_fp8, unpacked
+from r1mac.convert.grouped_rows import GroupedRows, Tokens, code_order, decoded_fp8, unpacked
 
 ROWS, COLUMNS = 24, 384
 NUMBERS = np.random.default_rng(3)
@@ -25,7 +25,7 @@ def test_affine_codes(bits: int, size: int) -> None:
     np.testing.assert_allclose(rows().values(), wanted, atol=1e-6)
     for tokens in (1, 3, size // 2, size):
         x = NUMBERS.standard_normal((tokens, COLUMNS)).astype(np.float32)
-        np.testing.assert_allclose(rows().times(x), x @ wanted.T, atol=5e-4)  # of numbers up to 60
+        np.testing.assert_allclose(rows().times(Tokens(x)), x @ wanted.T, atol=5e-4)  # of numbers up to 60
 
 
 def test_fp8_codes() -> None:
@@ -47,4 +47,4 @@ def test_scales_without_biases() -> None:
     for tokens in (2, 200):
         x = NUMBERS.standard_normal((tokens, COLUMNS)).astype(np.float32)
         rows = GroupedRows(codes.astype(np.float32), scales.astype(np.float32), None)
-        np.testing.assert_allclose(rows.times(x), x @ wanted.T, atol=5e-4)  # of numbers up to 60
+        np.testing.assert_allclose(rows.times(Tokens(x)), x @ wanted.T, atol=5e-4)  # of numbers up to 60
