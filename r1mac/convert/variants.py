@@ -5,7 +5,7 @@ A model that differs only in later blocks has no hidden states of its own before
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import mlx.core as mx
@@ -16,7 +16,8 @@ from r1mac.convert.streamed_model import EMBEDDING_PATH, StreamedModel
 from r1mac.plan.memory import Quantization
 from r1mac.units import GIB
 
-_TOKENS_AT_ONCE = 128
+# Rows of a head, from all over it, that are shown to who watches.
+_SAMPLE_ROWS = 256
 # Of a block's matrices that several models have at one width, so much is kept; what is more is quantised again.
 _KEPT_BYTES = 2 * GIB
 
@@ -32,7 +33,7 @@ class Variants:
         fit: how their matrices are quantised; where it has no statistics, they are rounded.
         widths: for each model, by its name, the width of every matrix that is quantised, by its path.
         watch: is called with the path and the unquantised values of each of these matrices, once; of an embedding
-            that is no head, with the rows of the text.
+            that is no head, with the rows of the text, and of a head with rows from all over it.
     """
 
     def __init__(
@@ -98,24 +99,31 @@ class Variants:
         return results
 
     def _divergences(self, base: list[mx.array]) -> dict[str, float]:
+        """Return how far each model is from the first one, for whose hidden states behind the last block is *base*."""
         path = self._model.head_path
-        head = mx.concatenate([rows.astype(mx.float32) for _, rows in self._model.row_blocks(path)])
+        states = {name: self._normed(self._states.get(name, base)) for name in self._widths}
+        self._states, normed = {}, self._normed(base)
+        found = [_Divergences(state.shape[0], self._widths) for state in normed]
+        row_count, sample = self._model.tensors[f"{path}.weight"].shape[0], []
+        step = max(row_count // _SAMPLE_ROWS, 1)
+        for first_row, block in self._model.row_blocks(path):
+            rows = block.astype(mx.float32)
+            sample.append(rows[-first_row % step :: step])
+            wanted_widths = {own.get(path) for own in self._widths.values()}
+            heads = {width: rows if width is None else self._quantized(path, rows, width) for width in wanted_widths}
+            for place, state in enumerate(normed):
+                # One model's logits at a time are in memory.
+                logits = ((name, states[name][place] @ heads[own.get(path)].T) for name, own in self._widths.items())
+                found[place].add(state @ rows.T, logits)
         if path in self._watched:
-            self._watch(path, head)
-        totals = dict.fromkeys(self._widths, 0.0)
-        for width in {own.get(path) for own in self._widths.values()}:
-            changed = head if width is None else self._quantized(path, head, width)
-            mine = [name for name, own in self._widths.items() if own.get(path) == width]
-            for place, state in enumerate(base):
-                for start in range(0, state.shape[0], _TOKENS_AT_ONCE):
-                    part = slice(start, start + _TOKENS_AT_ONCE)
-                    wanted = _log_shares(self._model.normed(state[part]) @ head.T)
-                    for name in mine:
-                        own_state = self._states[name][place] if name in self._states else state
-                        found = _log_shares(self._model.normed(own_state[part]) @ changed.T)
-                        totals[name] += float(mx.sum(mx.exp(wanted) * (wanted - found)).item())  # type: ignore[arg-type]
-        tokens = sum(state.shape[0] for state in base)
-        return {name: total / tokens for name, total in totals.items()}
+            self._watch(path, mx.concatenate(sample))
+        tokens = sum(state.shape[0] for state in normed)
+        return {name: sum(one.total(name) for one in found) / tokens for name in self._widths}
+
+    def _normed(self, states: list[mx.array]) -> list[mx.array]:
+        made = [self._model.normed(state) for state in states]
+        mx.eval(made)
+        return made
 
     def _shared(self, path: str, weight: mx.array, width: Quantization) -> mx.array:
         """Return what the matrix becomes, which is made once for all models that want it, as far as there is room."""
@@ -146,5 +154,29 @@ def quantized(fit: CalibratedFit, path: str, weight: mx.array, width: Quantizati
     return values.reshape(weight.shape)
 
 
-def _log_shares(logits: mx.array) -> mx.array:
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+class _Divergences:
+    """The divergences of some models' next tokens from another's, summed up as logits come for some words at a time.
+
+    Kept are, for each token, the logarithm of all exponentials so far and, by the other's shares of the words so far,
+    the mean of what its logits are above a model's.
+    """
+
+    def __init__(self, tokens: int, names: Iterable[str]) -> None:
+        self._log_total = mx.full(tokens, -mx.inf)
+        self._log_totals = {name: mx.full(tokens, -mx.inf) for name in names}
+        self._means = {name: mx.zeros(tokens) for name in names}
+
+    def add(self, wanted: mx.array, found: Iterable[tuple[str, mx.array]]) -> None:
+        """Take the logits ``[tokens, words]`` of further words, and each model's own."""
+        log_total = mx.logaddexp(self._log_total, mx.logsumexp(wanted, axis=-1))
+        shares, shrunk = mx.exp(wanted - log_total[:, None]), mx.exp(self._log_total - log_total)
+        for name, logits in found:
+            self._means[name] = self._means[name] * shrunk + mx.sum(shares * (wanted - logits), axis=-1)
+            self._log_totals[name] = mx.logaddexp(self._log_totals[name], mx.logsumexp(logits, axis=-1))
+            mx.eval(self._means[name], self._log_totals[name])
+        self._log_total = log_total
+        mx.eval(log_total)
+
+    def total(self, name: str) -> float:
+        """Return the sum of a model's divergences over the tokens, in nats."""
+        return float(mx.sum(self._means[name] - self._log_total + self._log_totals[name]).item())  # type: ignore[arg-type]
