@@ -24,7 +24,6 @@ bits = 4
 # Widths that one model may have everywhere: bits, and weights that share a scale and a bias.
 UNIFORM = tuple((bits, group_size) for bits in (2, 3, 4, 5, 6) for group_size in (32, 64))
 GPTQ_WIDTHS = {2, 4, 8}
-LEARNED = ("gptq", "awq", "dwq")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +111,7 @@ def uniform_within(bits_per_weight: float, shared_bits: int) -> tuple[float, int
     return max(width for width in widths if width[0] <= bits_per_weight)
 
 
-def learned(bench: Bench, widths: Iterable[int], methods: Iterable[str] = LEARNED) -> dict[str, Command]:
+def learned(bench: Bench, widths: Iterable[int], methods: Iterable[str]) -> dict[str, Command]:
     """Return mlx-lm's learned methods at the bytes of its plain conversion, with r1mac's calibration text.
 
     What is learned from a copy of the source in float32 has scales in float32, and beside it a copy in bfloat16.
