@@ -80,7 +80,7 @@ def choose_within(
         text_file: what to calibrate with, where that is not done; None for the text that r1mac has.
 
     Raises:
-        BadRecipe: no widths are small enough.
+        BadRecipe: no widths are small enough, or no matrix can be quantised in groups of 64.
         R1MacError: as :func:`calibrate_source` does.
     """
     from r1mac.convert.calibration import kept_sequences
@@ -91,11 +91,9 @@ def choose_within(
     if not is_whole(statistics):
         yield from calibrate_source(source, statistics, machine, title=title, text_file=text_file)
     layout = plan_layout(source, plain(bits=16, dtype=budget.dtype))
-    size_bytes = budget.size_bytes
-    if size_bytes is not None:
-        # What is written has the names, if not the offsets, of any other conversion with scales.
-        header, _ = lay_out(plan_layout(source, plain(bits=4, dtype=budget.dtype)).stored(), {})
-        size_bytes -= len(header)
+    # What is written has the names, if not the offsets, of any other conversion with scales.
+    header, _ = lay_out(plan_layout(source, plain(bits=4, dtype=budget.dtype)).stored(), {})
+    size_bytes = None if budget.size_bytes is None else budget.size_bytes - len(header)
     room = room_for(layout, bits_per_weight=budget.bits_per_weight, size_bytes=size_bytes, uniform=budget.uniform)
     measured_at = _measured_width(room.bits_per_weight)
     weighed, compared = _apart(kept_sequences(statistics))
