@@ -20,8 +20,9 @@ from r1mac.plan.memory import Quantization
 # Groups that are worked on at once take about this many values: numpy's calls cost little then, and memory too.
 VALUES_AT_ONCE = 2**19
 _BITS = frozenset({2, 3, 4, 5, 6, 8})
-# So many float32 stay in a core's own cache from one operation to the next.
-_VALUES_IN_CACHE = 2**16
+# So many float32 go through one operation after another. A quarter of them would stay in a core's own cache, but then
+# threads take the interpreter's lock from each other four times as often, which costs more (docs/lab.md).
+_VALUES_A_STEP = 2**18
 # The smallest step between two values that MLX allows.
 _LEAST_STEP = np.float32(1e-7)
 _WORD_BITS, _OCTET_BITS = 32, 8
@@ -117,7 +118,7 @@ def _octets(above: Array, grid: tuple[Array, Array], odd: Array, plain: Array, b
     """
     (scale, bias), (size, count) = grid, above.shape
     octets = np.empty((size, -(-count // _OCTETS) * _OCTETS), np.uint8)
-    rows = max(_VALUES_IN_CACHE // count, 1)
+    rows = max(_VALUES_A_STEP // count, 1)
     buffer = np.empty((rows, count), np.float32)
     # Steps are rounded so that zero is one of them, and a code may be one too large by it: it is lowered once it is an
     # octet, where it fits into one. numpy compares with an array much faster than with a number.
