@@ -27,8 +27,8 @@ def command(model: str, output: Path | None, text: Path | None, as_json: bool, q
     """Measure what MODEL's matrices are given, for `r1mac convert --quality`.
 
     MODEL is a folder of safetensors or a GGUF file: the weights that are going to be converted. A text goes through
-    them block by block; memory holds one block at a time. A run that was stopped goes on when the same command is
-    given again.
+    them block by block, and back goes what the answers hang on; memory holds one block at a time, the disk what went
+    in between. A run that was stopped goes on when the same command is given again.
     """
     from r1mac import paths
     from r1mac.errors import BadCheckpoint

@@ -6,26 +6,21 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from r1mac.convert.input_statistics import (
-    BLOCK_COLUMNS,
-    RECORD_NAME,
-    InputStatistics,
-    load_statistics,
-    statistics_file,
-)
+from r1mac.convert.input_statistics import RECORD_NAME, InputStatistics, load_statistics, statistics_file
 from r1mac.convert.weighted_fit import Affine, descend, feedback_factor, fit, fit_with_feedback, pack
 from r1mac.errors import BadCheckpoint
 from r1mac.plan.memory import Quantization
 
 # Sweeps after the feedback: the first ones bring most of what there is to gain.
 SWEEPS = 2
-# How far correlations are taken back. Those of a text are not those of all texts: believed whole, feedback was worse
-# on other texts than none at all (docs/lab.md).
-_DOUBT = 0.5
+# How far correlations are taken back: those of a text are not those of all texts (docs/lab.md).
+_DOUBT = 0.1
 # Of the mean: the least that a channel counts, so that one that the text never stirred keeps its weights.
 _LEAST_SHARE = 1e-3
 # Raised when the same statistics and weights give other codes or scales.
-_METHOD = 1
+_METHOD = 2
+# Axes of correlations that each slice has its own of.
+_APART = 3
 
 
 class CalibratedFit:
@@ -42,7 +37,7 @@ class CalibratedFit:
         self._folder, self._sweeps = folder, sweeps
         self._file: Path | None = None
         self._known: dict[str, InputStatistics] = {}
-        self._factors: dict[int, list[mx.array]] = {}
+        self._factors: dict[tuple[int, int], list[mx.array]] = {}
 
     @property
     def identity(self) -> str:
@@ -103,25 +98,26 @@ class CalibratedFit:
     def _fit(self, known: InputStatistics, number: int, rows: mx.array, width: Quantization, dtype: mx.Dtype) -> Affine:
         moments = known.slice_moments(number)
         moments = mx.maximum(moments, _LEAST_SHARE * mx.mean(moments) + 1e-30)
-        if not known.correlations or BLOCK_COLUMNS % width.group_size:
+        if any(correlation.shape[-1] % width.group_size for correlation in known.correlations):
             return fit(rows, moments, bits=width.bits, group_size=width.group_size, dtype=dtype)
         made, start = [], 0
-        for correlation, factor in zip(known.correlations, self._factors_of(known), strict=True):
-            end = start + correlation.shape[0]
+        for correlation, factor in zip(known.correlations, self._factors_of(known, number), strict=True):
+            end = start + correlation.shape[-1]
             roots = mx.sqrt(moments[start:end])
             part = rows[:, start:end]
             first = fit_with_feedback(part, factor / roots, bits=width.bits, group_size=width.group_size, dtype=dtype)
-            products = _believed(correlation) * roots * roots[:, None]
+            products = _believed(_of_slice(correlation, number)) * roots * roots[:, None]
             made.append(descend(part, first, products, bits=width.bits, sweeps=self._sweeps))
             start = end
         return Affine(*(mx.concatenate(list(arrays), axis=1) for arrays in zip(*made, strict=True)))
 
-    def _factors_of(self, known: InputStatistics) -> list[mx.array]:
-        """Return the feedback factors of the correlations; matrices with one input, and all experts, share them."""
-        if id(known) not in self._factors:
-            self._factors[id(known)] = [feedback_factor(_believed(correlation)) for correlation in known.correlations]
-            mx.eval(self._factors[id(known)])
-        return self._factors[id(known)]
+    def _factors_of(self, known: InputStatistics, number: int) -> list[mx.array]:
+        """Return the feedback factors of the correlations of one slice; all experts share them."""
+        key = (id(known), number if known.correlations[0].ndim == _APART else 0)
+        if key not in self._factors:
+            self._factors[key] = [feedback_factor(_believed(_of_slice(each, number))) for each in known.correlations]
+            mx.eval(self._factors[key])
+        return self._factors[key]
 
     def _statistics(self, path: str) -> InputStatistics | None:
         file = statistics_file(self._folder, path)
@@ -129,6 +125,10 @@ class CalibratedFit:
             self._known = load_statistics(file) if file.exists() else {}
             self._file, self._factors = file, {}
         return self._known.get(path)
+
+
+def _of_slice(correlation: mx.array, number: int) -> mx.array:
+    return correlation[number] if correlation.ndim == _APART else correlation
 
 
 def _believed(correlation: mx.array) -> mx.array:

@@ -1,33 +1,36 @@
-"""A calibration text goes through a model block by block, and what its matrices are given is written down.
+"""A calibration text goes through a model block by block and a gradient back, and what matrices meet is written down.
 
-Only one block's weights are in memory at a time, beside the text's hidden states: a model may be many times larger
-than the memory. Statistics are one file a block, whole or absent; hidden states are kept on the disk now and then, so
-that a run that was stopped goes on near where it was.
+Only one block's weights are in memory at a time, beside the text's hidden states, or their gradient: a model may be
+many times larger than the memory. The states before each block are kept on the disk until the gradient has come back
+there. Statistics are one file a block, whole or absent; the gradient is kept now and then, so that a run that was
+stopped goes on near where it was.
 """
 
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
 from r1mac.convert.abilities import identity
+from r1mac.convert.answer_gradient import answer_gradient
 from r1mac.convert.input_statistics import (
-    BLOCK_COLUMNS,
     RECORD_NAME,
     Tally,
-    load_statistics,
+    correlated_columns,
     load_whole,
     save_statistics,
     save_whole,
     statistics_file,
 )
 from r1mac.convert.journal import digest_of
-from r1mac.convert.recorder import Recorder
+from r1mac.convert.recorder import Recorder, has_slices_apart
 from r1mac.convert.sources import Source
 from r1mac.convert.streamed_model import StreamedModel
 from r1mac.durable import write_whole
@@ -39,16 +42,17 @@ SEQUENCE_TOKENS = 512
 # text does in the model says nothing of the rest, and measuring with it made quantised models worse (docs/lab.md).
 _KNOWN_TOKEN_BYTES = 3.0
 _LANGUAGES_NAME = "languages.txt"
-_STATES_NAME = "hidden-states.safetensors"
+_STATES_NAME = "hidden-states-{}.safetensors"
+_GRADIENT_NAME = "gradient.safetensors"
 _TEXT_NAME = "text.json"
-_FORMAT = 1
-# Hidden states of large models take gigabytes: they are not written after every block of a quick run.
-_STATES_EVERY_S = 30.0
+_FORMAT = 2
+# Gradients of large models take gigabytes: they are not written after every block of a quick run.
+_GRADIENT_EVERY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BlockMeasured:
-    """So many of the model's blocks have been gone through."""
+    """So many blocks have been gone through; each is gone through twice, forth and back."""
 
     done: int
     total: int
@@ -106,18 +110,45 @@ def calibrate(source: Source, sequences: Sequence[Sequence[int]], folder: Path) 
 def needed_bytes(source: Source, token_count: int) -> int:
     """Return about what :func:`calibrate` takes at its peak, beside Python and its libraries.
 
-    That is a block, the text's hidden states before and behind it, and the products of its matrices' channels: a
-    square of at most ``BLOCK_COLUMNS`` each, which is counted for every matrix although some share one.
+    That is a block, the products of its matrices' channels, the text's hidden states or their gradient, and what a
+    sequence leaves in a block until the gradient has come back through it.
     """
     model = StreamedModel(source)
-    hidden_size = int(source.config["hidden_size"])
-    products: dict[str, int] = defaultdict(int)
+    states_bytes = 2 * 4 * token_count * int(source.config["hidden_size"])
+    return model.block_bytes + states_bytes + 2 * max(_product_bytes(model).values()) + _backward_bytes(model, source)
+
+
+def needed_disk_bytes(source: Source, token_count: int) -> int:
+    """Return what :func:`calibrate` writes at the most: states before each block, their gradient, and statistics."""
+    model = StreamedModel(source)
+    state_bytes = token_count * int(source.config["hidden_size"])
+    return (2 * (model.block_count + 1) + 4) * state_bytes + sum(_product_bytes(model).values()) // 2
+
+
+def _product_bytes(model: StreamedModel) -> dict[str, int]:
+    """Return what the products of channels take in float32, of each block: squares along a diagonal."""
+    found: dict[str, int] = defaultdict(int)
     for name, tensor in model.tensors.items():
-        columns = tensor.shape[-1]
         if len(tensor.shape) > 1 and name.startswith("model.layers."):
-            spans = -(-columns // BLOCK_COLUMNS)
-            products[name.split(".")[2]] += 4 * spans * min(columns, BLOCK_COLUMNS) ** 2
-    return model.block_bytes + 2 * 4 * token_count * hidden_size + 2 * max(products.values())
+            columns = tensor.shape[-1]
+            slices = prod(tensor.shape[:-2]) if has_slices_apart(name.removesuffix(".weight")) else 1
+            found[name.split(".")[2]] += 4 * slices * columns * correlated_columns(columns, slices)
+    return found
+
+
+def _backward_bytes(model: StreamedModel, source: Source) -> int:
+    """Return about what one sequence takes in a block with all that its gradient needs, in float32.
+
+    Each matrix's input and product, and twice the scores of attention; a token goes through few of many experts.
+    """
+    chosen = int(source.config.get("num_experts_per_tok") or 1)
+    values: dict[str, int] = defaultdict(int)
+    for name, tensor in model.tensors.items():
+        if len(tensor.shape) > 1 and name.startswith("model.layers."):
+            slices = chosen if ".switch_mlp." in name else prod(tensor.shape[:-2])
+            values[name.split(".")[2]] += 2 * slices * sum(tensor.shape[-2:]) * SEQUENCE_TOKENS
+    scores = 2 * int(source.config["num_attention_heads"]) * SEQUENCE_TOKENS**2
+    return 4 * (max(values.values()) + scores)
 
 
 def is_complete(folder: Path) -> bool:
@@ -147,6 +178,8 @@ def kept_sequences(folder: Path) -> list[list[int]]:
 
 
 class _Calibration:
+    """The text goes through all blocks; then a gradient of the answers goes back through them, and is looked at."""
+
     def __init__(self, source: Source, sequences: Sequence[Sequence[int]], folder: Path) -> None:
         self._folder, self._sequences = folder, sequences
         self._model = StreamedModel(source)
@@ -164,43 +197,66 @@ class _Calibration:
     def run(self) -> Iterator[BlockMeasured]:
         """Go through the blocks that are not done."""
         count = self._model.block_count
-        if self._is_of_this_run() and is_complete(self._folder):
-            yield BlockMeasured(done=count, total=count)
+        if not self._is_of_this_run():
+            self._begin()
+        elif is_complete(self._folder):
+            yield BlockMeasured(done=2 * count, total=2 * count)
             return
-        first, states = self._resumed()
-        yield BlockMeasured(done=first, total=count)
-        kept_at = time.monotonic()
-        for number in range(first, count):
-            states = self._through_block(number, states)
-            if time.monotonic() - kept_at > _STATES_EVERY_S:
-                self._keep(states, number + 1)
-                kept_at = time.monotonic()
-            yield BlockMeasured(done=number + 1, total=count)
-        self._measure_head(states)
+        kept = self._kept_gradient()
+        if kept is None:
+            states = yield from self._forth()
+            kept = count, self._through_head(states)
+        yield from self._back(*kept)
         write_whole(self._folder / RECORD_NAME, json.dumps(self._record | {"complete": True}, indent=1))
-        (self._folder / _STATES_NAME).unlink(missing_ok=True)
+        self._forget(_STATES_NAME.format("*"), _GRADIENT_NAME)
 
-    def _through_block(self, number: int, states: mx.array) -> mx.array:
-        """Return the hidden states behind a block, and write down what its matrices met."""
-        prefix = f"model.layers.{number}"
-        recorder, results = Recorder(), []
-        with self._model.block(number) as block, recorder.watching(block, prefix):
-            for state in states:
-                results.append(self._model.through(block, state))
-                mx.eval(results[-1], *recorder.arrays)
-                recorder.forget_arrays()
-        save_statistics(statistics_file(self._folder, f"{prefix}."), recorder.statistics(), recorder.owners)
-        states = mx.stack(results)
-        mx.eval(states)
+    def _forth(self) -> Generator[BlockMeasured, None, list[mx.array]]:
+        """Return the hidden states behind the last block; those before each are kept on the disk."""
+        count = self._model.block_count
+        first, states = self._kept_states()
+        for number in range(first, count):
+            yield BlockMeasured(done=number, total=2 * count)
+            with self._model.block(number) as block:
+                for place, state in enumerate(states):
+                    states[place] = _kept_state(self._model.through(block, _wide(state)))
+                    mx.eval(states[place])
+            self._keep_states(number + 1, states)
         return states
 
-    def _measure_head(self, states: mx.array) -> None:
-        name = self._model.head_path
-        tally = Tally(states.shape[-1], correlates=True)
-        for state in states:
-            tally.add(self._model.normed(state))
-            mx.eval(*tally.arrays)
-        save_statistics(statistics_file(self._folder, name), {name: tally.statistics()}, {name: name})
+    def _through_head(self, states: Sequence[mx.array]) -> list[mx.array]:
+        """Write down what the head meets, and return the gradient of the answers behind the last block."""
+        name, tally, gradient = self._model.head_path, Tally(states[0].shape[-1]), []
+        given = [self._model.normed(_wide(state)) for state in states]
+        mx.eval(given)
+        for place, found in enumerate(answer_gradient(self._model, given)):
+            tally.add(given[place], found.at_logits)
+            gradient += mx.vjp(self._model.normed, [_wide(states[place])], [found.at_states])[1]
+            mx.eval(gradient[-1], *tally.arrays)
+        save_statistics(statistics_file(self._folder, name), {name: tally.statistics()})
+        return gradient
+
+    def _back(self, first: int, gradient: list[mx.array]) -> Iterator[BlockMeasured]:
+        """Carry *gradient*, which is behind the block before *first*, back to the embedding."""
+        count, kept_at = self._model.block_count, time.monotonic()
+        yield BlockMeasured(done=2 * count - first, total=2 * count)
+        for number in reversed(range(first)):
+            self._back_through_block(number, gradient)
+            if number and time.monotonic() - kept_at > _GRADIENT_EVERY_S:
+                save_whole(self._folder / _GRADIENT_NAME, _numbered(gradient), {"block": str(number)})
+                self._forget(*(_STATES_NAME.format(f"{done:05}") for done in range(number, count + 1)))
+                kept_at = time.monotonic()
+            yield BlockMeasured(done=2 * count - number, total=2 * count)
+
+    def _back_through_block(self, number: int, gradient: list[mx.array]) -> None:
+        """Take *gradient* from behind a block to before it, and write down what its matrices met."""
+        prefix, recorder = f"model.layers.{number}", Recorder()
+        states = _sequences_of(load_whole(self._states_file(number))[0])
+        with self._model.block(number) as block, recorder.watching(block, prefix):
+            for place, state in enumerate(states):
+                through = partial(self._model.through, block)
+                gradient[place] = mx.vjp(through, [_wide(state)], [gradient[place]])[1][0]
+                mx.eval(gradient[place], *recorder.arrays)
+        save_statistics(statistics_file(self._folder, f"{prefix}."), recorder.statistics())
 
     def _is_of_this_run(self) -> bool:
         try:
@@ -209,23 +265,53 @@ class _Calibration:
             return False
         return isinstance(found, dict) and found | {"complete": None} == self._record | {"complete": None}
 
-    def _resumed(self) -> tuple[int, mx.array]:
-        """Return the first block to go through and the hidden states before it."""
-        path = self._folder / _STATES_NAME
-        if self._is_of_this_run() and path.exists():
-            try:
-                tensors, metadata = load_whole(path)
-                number, states = int(metadata["block"]), tensors["states"]
-                for done in range(number):
-                    load_statistics(statistics_file(self._folder, f"model.layers.{done}."))
-            except (RuntimeError, KeyError, ValueError, BadCheckpoint):
-                pass
-            else:
-                return number, states
-        path.unlink(missing_ok=True)
+    def _begin(self) -> None:
+        self._forget(_STATES_NAME.format("*"), _GRADIENT_NAME)
         write_whole(self._folder / _TEXT_NAME, json.dumps([list(ids) for ids in self._sequences]))
         write_whole(self._folder / RECORD_NAME, json.dumps(self._record, indent=1))
-        return 0, self._model.embedded(self._sequences)
 
-    def _keep(self, states: mx.array, number: int) -> None:
-        save_whole(self._folder / _STATES_NAME, {"states": states}, {"block": str(number)})
+    def _states_file(self, number: int) -> Path:
+        return self._folder / _STATES_NAME.format(f"{number:05}")
+
+    def _keep_states(self, number: int, states: Sequence[mx.array]) -> None:
+        save_whole(self._states_file(number), _numbered(states), {})
+
+    def _kept_states(self) -> tuple[int, list[mx.array]]:
+        """Return the first block to go through and the hidden states before it."""
+        for number in reversed(range(1, self._model.block_count + 1)):
+            if self._states_file(number).exists():
+                return number, _sequences_of(load_whole(self._states_file(number))[0])
+        states = [_kept_state(state) for state in self._model.embedded(self._sequences)]
+        self._keep_states(0, states)
+        return 0, states
+
+    def _kept_gradient(self) -> tuple[int, list[mx.array]] | None:
+        """Return the block before which a gradient was kept, and that, if all behind it is measured."""
+        try:
+            tensors, metadata = load_whole(self._folder / _GRADIENT_NAME)
+            return int(metadata["block"]), _sequences_of(tensors)
+        except (RuntimeError, KeyError, ValueError):
+            return None
+
+    def _forget(self, *names: str) -> None:
+        for name in names:
+            for path in self._folder.glob(name):
+                path.unlink(missing_ok=True)
+
+
+def _kept_state(state: mx.array) -> mx.array:
+    """Return hidden states as they are kept: all models have the range of bfloat16, and many its precision."""
+    return state.astype(mx.bfloat16)
+
+
+def _wide(state: mx.array) -> mx.array:
+    return state.astype(mx.float32)
+
+
+def _numbered(sequences: Sequence[mx.array]) -> dict[str, mx.array]:
+    return {str(number): values for number, values in enumerate(sequences)}
+
+
+def _sequences_of(tensors: Mapping[str, mx.array]) -> list[mx.array]:
+    """Return what :func:`_numbered` was given; nothing is read before it is used."""
+    return [tensors[str(number)] for number in range(len(tensors))]

@@ -1,6 +1,12 @@
-"""Looks at what the matrices of one transformer block are given while it computes."""
+"""Looks at what the matrices of one transformer block are given, and at how much hangs on what they make of it.
 
-from collections.abc import Iterator, Mapping
+An error in a matrix's product for one token changes the model's answers as much as the gradient there is long: for
+most tokens hardly at all. Nine tenths of all that matters to most matrices matter for a tenth of the tokens
+(docs/lab.md). So inputs are weighed by the length of that gradient. Its square would be the second derivative of the
+divergence (GuidedQuant, arXiv:2505.07004), but leaves little of a text: what is measured is then that of few tokens.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,21 +17,20 @@ from mlx.utils import tree_unflatten
 from r1mac.convert.input_statistics import InputStatistics, Tally
 from r1mac.mlx_lm_api import MultiLinear, SwitchLinear
 
-_QUERY_PROJECTIONS = ("q_b_proj", "q_proj")
+# Of stacked matrices, those whose channels mean something else in each slice.
+_APART = ("switch_mlp.down_proj", "self_attn.embed_q")
+
+
+def has_slices_apart(path: str) -> bool:
+    """Tell whether each slice of the matrix at *path* has input channels of its own."""
+    return path.endswith(_APART)
 
 
 class Recorder:
-    """Tallies of the inputs of a block's matrices; matrices that are given the same array share one.
+    """Tallies of the inputs of a block's matrices, filled while a gradient is carried back through the block."""
 
-    Args:
-        correlates: whether plain matrices' channels are multiplied with each other.
-    """
-
-    def __init__(self, *, correlates: bool = True) -> None:
-        self._correlates = correlates
+    def __init__(self) -> None:
         self._tallies: dict[str, Tally] = {}
-        self.owners: dict[str, str] = {}
-        self._seen: list[tuple[Any, Any, str]] = []
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -33,55 +38,51 @@ class Recorder:
         return [array for tally in self._tallies.values() for array in tally.arrays]
 
     def statistics(self) -> Mapping[str, InputStatistics]:
-        """Return what was seen, by the path of the first matrix of each input."""
+        """Return what was seen, by the path of each matrix."""
         return {path: tally.statistics() for path, tally in self._tallies.items()}
-
-    def forget_arrays(self) -> None:
-        """Begin with new activations."""
-        self._seen.clear()
 
     @contextmanager
     def watching(self, block: nn.Module, prefix: str) -> Iterator[None]:
-        """Look at the inputs of *block*'s matrices, whose paths begin with *prefix*."""
+        """Look at the products of *block*'s matrices, whose paths begin with *prefix*."""
         matrices = {
             path: module
             for path, module in block.named_modules()
             if isinstance(module, (nn.Linear, SwitchLinear, MultiLinear))
         }
-        watched = {path: _Watched(module, f"{prefix}.{path}", self) for path, module in matrices.items()}
-        for path, module in matrices.items():
-            if isinstance(module, MultiLinear) and path.endswith("embed_q"):
-                parent = path.rpartition(".")[0]
-                query = next(f"{parent}.{name}" for name in _QUERY_PROJECTIONS if f"{parent}.{name}" in watched)
-                watched[query].look_at_output(f"{prefix}.{path}", module.weight.shape[0], module.weight.shape[2])
-        block.update_modules(tree_unflatten(list(watched.items())))
+        watched = [(path, _Watched(module, f"{prefix}.{path}", self)) for path, module in matrices.items()]
+        block.update_modules(tree_unflatten(watched))
         try:
             yield
         finally:
             block.update_modules(tree_unflatten(list(matrices.items())))
 
-    def take(self, path: str, x: mx.array, experts: mx.array | None, slices: int) -> None:
-        """Count the input *x* ``[..., columns]`` of the matrix *path*; *experts* says who gets which row."""
-        for seen, seen_experts, owner in self._seen:
-            if seen is x and seen_experts is experts:
-                self.owners[path] = owner
-                return
-        self._seen.append((x, experts, path))
-        tally = self._tally(path, x.shape[-1], slices, correlates=self._correlates)
-        if experts is None:
-            tally.add(x.reshape(-1, x.shape[-1]))
-            return
-        rows = mx.broadcast_to(x, (*experts.shape, *x.shape[-2:]))
-        tally.add(rows.reshape(-1, x.shape[-1]), experts.reshape(-1))
+    def take(self, path: str, x: mx.array, gradient: mx.array) -> None:
+        """Count the input *x* ``[..., columns]`` of the matrix *path*, whose product has *gradient* ``[..., rows]``."""
+        tally = self._tally(path, x.shape[-1])
+        tally.add(x.reshape(-1, x.shape[-1]), _lengths(gradient).reshape(-1))
 
-    def take_heads(self, path: str, rows: mx.array) -> None:
-        """Count *rows* ``[tokens, heads, columns]`` for the matrix *path*, which has a slice for each head."""
-        self._tally(path, rows.shape[2], rows.shape[1], correlates=False).add_heads(rows)
+    def take_experts(self, path: str, x: mx.array, gradient: mx.array, experts: mx.array, count: int) -> None:
+        """Count the input of a stack of *count* experts; *experts* says who gets which row."""
+        rows = mx.broadcast_to(x, (*experts.shape, *x.shape[-2:])).reshape(-1, x.shape[-1])
+        tally = self._tally(path, x.shape[-1], slices=count)
+        tally.add_chosen(rows, _lengths(gradient).reshape(-1), experts.reshape(-1))
 
-    def _tally(self, path: str, columns: int, slices: int, *, correlates: bool) -> Tally:
+    def take_heads(self, path: str, rows: mx.array, weighed: mx.array) -> None:
+        """Count *rows* ``[1, heads, tokens, columns]`` for a matrix with a slice for each head.
+
+        Args:
+            path: of the matrix.
+            rows: of each head, or one for all.
+            weighed: ``[1, heads, tokens, rows]``, or one for all: how long these are is what the rows weigh.
+        """
+        heads = max(rows.shape[1], weighed.shape[1])
+        tally = self._tally(path, rows.shape[-1], slices=heads)
+        weights = mx.broadcast_to(_lengths(weighed)[0], (heads, rows.shape[2]))
+        tally.add_slices(mx.broadcast_to(rows[0], (heads, *rows.shape[2:])), weights)
+
+    def _tally(self, path: str, columns: int, *, slices: int = 1) -> Tally:
         if path not in self._tallies:
-            self._tallies[path] = Tally(columns, slices=slices, correlates=correlates)
-            self.owners[path] = path
+            self._tallies[path] = Tally(columns, slices=slices, apart=has_slices_apart(path))
         return self._tallies[path]
 
 
@@ -94,24 +95,43 @@ class _Watched(nn.Module):  # type: ignore[misc]
         object.__setattr__(self, "_inner", inner)
         object.__setattr__(self, "_path", path)
         object.__setattr__(self, "_recorder", recorder)
-        object.__setattr__(self, "_output", None)
-
-    def look_at_output(self, path: str, heads: int, columns: int) -> None:
-        """Count the first *columns* of what each head is given, as the input of the matrix *path*.
-
-        MLA's ``embed_q`` meets queries when one token is decoded, and keys in a prefill, which multiplies from its
-        other side; a row of codes runs along the queries.
-        """
-        object.__setattr__(self, "_output", (path, heads, columns))
 
     def __call__(self, x: mx.array, *arguments: Any, **options: Any) -> mx.array:
-        inner, recorder = self._inner, self._recorder
-        if isinstance(inner, SwitchLinear):
-            recorder.take(self._path, x, arguments[0], inner.num_experts)
-        elif options.get("transpose", True):
-            recorder.take(self._path, x, None, 1)
-        result: mx.array = inner(x, *arguments, **options)
-        if self._output is not None:
-            path, heads, columns = self._output
-            recorder.take_heads(path, result.reshape(-1, heads, result.shape[-1] // heads)[..., :columns])
-        return result
+        inner, path, recorder = self._inner, self._path, self._recorder
+        product: mx.array = inner(x, *arguments, **options)
+
+        def take(gradient: mx.array) -> None:
+            if isinstance(inner, SwitchLinear):
+                recorder.take_experts(path, x, gradient, arguments[0], inner.num_experts)
+            elif not isinstance(inner, MultiLinear):
+                recorder.take(path, x, gradient)
+            elif options.get("transpose", True):
+                recorder.take_heads(path, x, gradient)
+            else:
+                # MLA's ``embed_q`` meets queries when one token is decoded, and the latent in a prefill, which
+                # multiplies from its other side. A row of codes runs along the queries: those, as far as answers hang
+                # on them, are the gradient of the keys that it makes.
+                recorder.take_heads(path, gradient, x)
+
+        return _passed_on(product, take)
+
+
+def _passed_on(product: mx.array, take: Callable[[mx.array], None]) -> mx.array:
+    """Return *product*; when a gradient is carried back through it, *take* gets it."""
+
+    @mx.custom_function
+    def same(values: mx.array) -> mx.array:
+        return values
+
+    @same.vjp
+    def same_vjp(_: mx.array, gradient: mx.array, __: mx.array) -> mx.array:
+        take(gradient)
+        return gradient
+
+    return same(product)  # type: ignore[return-value]
+
+
+def _lengths(vectors: mx.array) -> mx.array:
+    """Return how long *vectors* ``[..., columns]`` are, float32 ``[...]``."""
+    vectors = vectors.astype(mx.float32)
+    return mx.sqrt(mx.sum(vectors * vectors, axis=-1))

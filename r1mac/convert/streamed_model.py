@@ -82,12 +82,13 @@ class StreamedModel:
     def block(self, number: int) -> Iterator[nn.Module]:
         """Hold the weights of one block in memory."""
         block = self._model.layers[number]
+        # Never computed, a skeleton's own weights take no memory.
+        skeleton = block.parameters()
         self._fill(block, f"model.layers.{number}")
         try:
             yield block
         finally:
-            # What the list holds is all that keeps the weights alive; a skeleton's own take no memory.
-            self._model.layers[number] = nn.Identity()
+            block.update(skeleton)
             mx.clear_cache()
 
     def through(self, block: nn.Module, state: mx.array) -> mx.array:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from r1mac.errors import BadCheckpoint, DoesNotFit, NotWritable, writing_to
+from r1mac.errors import FREE_SOME_SPACE, BadCheckpoint, DiskFull, DoesNotFit, NotWritable, writing_to
 from r1mac.machine.base import Machine
 from r1mac.prepare.files import PrepareEvent, Progress
 from r1mac.prepare.tokens import encode_texts, read_text
-from r1mac.units import MIB, format_memory
+from r1mac.units import MIB, format_memory, format_size
 
 if TYPE_CHECKING:
     from r1mac.convert.sources import Source
@@ -83,11 +83,13 @@ def calibrate_source(
         DiskFull: there is no room.
         DoesNotFit: the memory does not hold one block of the model.
     """
-    from r1mac.convert.calibration import calibrate, needed_bytes
+    from r1mac.convert.calibration import calibrate, needed_bytes, needed_disk_bytes
 
     sequences = sequences_of(source, text_file)
+    token_count = sum(map(len, sequences))
     _check_folder(folder)
-    _check_memory(needed_bytes(source, sum(map(len, sequences))), machine)
+    _check_memory(needed_bytes(source, token_count), machine)
+    _check_disk(needed_disk_bytes(source, token_count), folder, machine)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for event in calibrate(source, sequences, folder):
@@ -138,6 +140,22 @@ def _check_memory(needed_bytes: int, machine: Machine) -> None:
             f"one block of this model and what is measured of it take {format_memory(needed_bytes)} of memory, and "
             f"{format_memory(free_bytes)} are free",
             hint="close other programs, or calibrate on a computer with more memory and copy the folder",
+        )
+
+
+def _check_disk(needed_bytes: int, folder: Path, machine: Machine) -> None:
+    """Refuse what has no room; what a run that was stopped left in *folder* is part of it.
+
+    Raises:
+        DiskFull: with the numbers.
+    """
+    kept_bytes = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    free_bytes = machine.free_disk_bytes(folder)
+    if needed_bytes - kept_bytes > free_bytes:
+        raise DiskFull(
+            f"calibrating takes {format_size(needed_bytes - kept_bytes)} for what goes through this model, nearly all "
+            f"of it only until it is done, and the disk of {folder.parent} has {format_size(free_bytes)} free",
+            hint=f"{FREE_SOME_SPACE}, or name a folder on another disk with `r1mac calibrate MODEL -o FOLDER`",
         )
 
 

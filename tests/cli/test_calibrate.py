@@ -36,7 +36,7 @@ def test_events_are_json_lines_where_asked(r1mac: R1mac, tiny: Path, tmp_path: P
     done = r1mac("calibrate", str(tiny), "-o", str(tmp_path / "s"), "--calibration", str(text), "--json")
 
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [event["done"] for event in events if event.get("task") == "calibrate"] == [0, 1, 2]
+    assert [event["done"] for event in events if event.get("task") == "calibrate"] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
