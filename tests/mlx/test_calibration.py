@@ -279,7 +279,10 @@ def test_what_is_written_is_known_before(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize(
     ("room", "error", "said"),
-    [({"free_disk_bytes": 10_000}, DiskFull, "10.0 kB free"), ({"available_memory_bytes": 2**20}, DoesNotFit, "1.0 MiB are free")],
+    [
+        ({"free_disk_bytes": 10_000}, DiskFull, "10.0 kB free"),
+        ({"available_memory_bytes": 2**20}, DoesNotFit, "1.0 MiB are free"),
+    ],
 )
 def test_too_little_room_is_said_before_anything_is_written(
     room: dict[str, int], error: type[R1MacError], said: str, tmp_path: Path

@@ -11,7 +11,8 @@ from r1mac.errors import BadCheckpoint
 from r1mac.plan.memory import Quantization
 
 TYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
-WIDTHS = [Quantization(bits, size) for bits in (2, 3, 4, 5, 6, 8) for size in (32, 64, 128)]
+SIZES = (32, 64, 128)
+WIDTHS = [Quantization(bits, size) for bits in (2, 3, 4, 5, 6, 8) for size in SIZES]
 ROWS = 1000
 
 
@@ -50,17 +51,33 @@ def in_type(values, dtype):
 @pytest.mark.parametrize("make", [any_bits, weights, halves, least_steps, powers])
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
 def test_the_bits_are_those_of_mlx(dtype, make):
-    """Codes, scales and biases of every width equal ``mx.quantize``'s."""
-    for width in WIDTHS:
-        values = in_type(make(np.random.default_rng(width.bits), width.group_size), dtype)
-        theirs = mx.quantize(values, group_size=width.group_size, bits=width.bits, stream=mx.cpu)
+    """Codes, scales and biases equal ``mx.quantize``'s, for all widths with groups of one size at once."""
+    for size in SIZES:
+        widths = [width for width in WIDTHS if width.group_size == size]
+        groups = as_numpy(values := in_type(make(np.random.default_rng(size), size), dtype))
+        ours = [Groups.empty(len(groups), width, groups.dtype) for width in widths]
+
+        quantize_groups(groups, widths, ours)
+
+        for width, made in zip(widths, ours, strict=True):
+            theirs = mx.quantize(values, group_size=size, bits=width.bits, stream=mx.cpu)
+            for name, one, two in zip(Groups._fields, made, theirs, strict=True):
+                assert one.tobytes() == as_numpy(two).tobytes(), (width, name)
+
+
+@pytest.mark.parametrize("width", WIDTHS, ids=str)
+def test_a_width_alone_is_what_it_is_beside_others(width):
+    """One group, one more than a round number of them, and many."""
+    for count in (1, 257, 3000):
+        values = mx.random.normal((count, width.group_size), key=mx.random.key(count)).astype(mx.bfloat16)
         groups = as_numpy(values)
-        ours = Groups.empty(len(groups), width, groups.dtype)
+        ours = Groups.empty(count, width, groups.dtype)
 
         quantize_groups(groups, [width], [ours])
 
+        theirs = mx.quantize(values, group_size=width.group_size, bits=width.bits, stream=mx.cpu)
         for name, one, two in zip(Groups._fields, ours, theirs, strict=True):
-            assert one.tobytes() == as_numpy(two).tobytes(), (width, name)
+            assert one.tobytes() == as_numpy(two).tobytes(), (count, name)
 
 
 @pytest.mark.parametrize("dtype", TYPES.values(), ids=TYPES)
