@@ -13,8 +13,8 @@ from r1mac.plan.memory import Quantization
 
 # Sweeps after the feedback: the first ones bring most of what there is to gain.
 SWEEPS = 2
-# How far correlations are taken back: those of a text are not those of all texts (docs/lab.md).
-_DOUBT = 0.1
+# A text is a sample: half of the correlations are believed where it has so many tokens for each channel (docs/lab.md).
+_TOKENS_A_CHANNEL = 10
 # Of the mean: the least that a channel counts, so that one that the text never stirred keeps its weights.
 _LEAST_SHARE = 1e-3
 # Raised when the same statistics and weights give other codes or scales.
@@ -106,7 +106,7 @@ class CalibratedFit:
             roots = mx.sqrt(moments[start:end])
             part = rows[:, start:end]
             first = fit_with_feedback(part, factor / roots, bits=width.bits, group_size=width.group_size, dtype=dtype)
-            products = _believed(_of_slice(correlation, number)) * roots * roots[:, None]
+            products = _believed(known, correlation, number) * roots * roots[:, None]
             made.append(descend(part, first, products, bits=width.bits, sweeps=self._sweeps))
             start = end
         return Affine(*(mx.concatenate(list(arrays), axis=1) for arrays in zip(*made, strict=True)))
@@ -115,7 +115,7 @@ class CalibratedFit:
         """Return the feedback factors of the correlations of one slice; all experts share them."""
         key = (id(known), number if known.correlations[0].ndim == _APART else 0)
         if key not in self._factors:
-            self._factors[key] = [feedback_factor(_believed(_of_slice(each, number))) for each in known.correlations]
+            self._factors[key] = [feedback_factor(_believed(known, each, number)) for each in known.correlations]
             mx.eval(self._factors[key])
         return self._factors[key]
 
@@ -127,10 +127,14 @@ class CalibratedFit:
         return self._known.get(path)
 
 
-def _of_slice(correlation: mx.array, number: int) -> mx.array:
-    return correlation[number] if correlation.ndim == _APART else correlation
+def _believed(known: InputStatistics, correlation: mx.array, number: int) -> mx.array:
+    """Return the correlations of one slice as far as they are believed; a channel's own mean square stays what it is.
 
-
-def _believed(correlation: mx.array) -> mx.array:
-    """Return the correlations that are believed; a channel's own mean square stays what it is."""
-    return (1 - _DOUBT) * correlation.astype(mx.float32) + _DOUBT * mx.eye(correlation.shape[0])
+    Where slices share them, the tokens of all tell of them.
+    """
+    count = mx.sum(known.counts)
+    if correlation.ndim == _APART:
+        correlation, count = correlation[number], known.counts[number]
+    columns = correlation.shape[-1]
+    belief = count / (count + _TOKENS_A_CHANNEL * columns)
+    return belief * correlation.astype(mx.float32) + (1 - belief) * mx.eye(columns)
