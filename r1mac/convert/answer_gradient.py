@@ -39,7 +39,7 @@ def answer_gradient(model: StreamedModel, states: Sequence[mx.array]) -> list[An
         model: whose head it is.
         states: what the head is given, float32 ``[tokens, hidden]``, one for each sequence.
     """
-    given = [np.array(state) for state in states]
+    given = [np.asarray(state) for state in states]
     sums = [_Sums.nothing(len(state)) for state in given]
     for first_row, rows in _head_rows(model):
         for number, state in enumerate(given):

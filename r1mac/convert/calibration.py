@@ -204,8 +204,7 @@ class _Calibration:
             return
         kept = self._kept_gradient()
         if kept is None:
-            states = yield from self._forth()
-            kept = count, self._through_head(states)
+            kept = count, self._through_head((yield from self._forth()))
         yield from self._back(*kept)
         write_whole(self._folder / RECORD_NAME, json.dumps(self._record | {"complete": True}, indent=1))
         self._forget(_STATES_NAME.format("*"), _GRADIENT_NAME)
@@ -250,7 +249,13 @@ class _Calibration:
     def _back_through_block(self, number: int, gradient: list[mx.array]) -> None:
         """Take *gradient* from behind a block to before it, and write down what its matrices met."""
         prefix, recorder = f"model.layers.{number}", Recorder()
-        states = _sequences_of(load_whole(self._states_file(number))[0])
+        try:
+            states = _sequences_of(load_whole(self._states_file(number))[0])
+        except (RuntimeError, KeyError) as error:
+            raise BadCheckpoint(
+                f"{self._states_file(number)} does not hold what was kept in it: {error}",
+                hint=f"delete {self._folder}, and give the same command again",
+            ) from error
         with self._model.block(number) as block, recorder.watching(block, prefix):
             for place, state in enumerate(states):
                 through = partial(self._model.through, block)
@@ -279,8 +284,10 @@ class _Calibration:
     def _kept_states(self) -> tuple[int, list[mx.array]]:
         """Return the first block to go through and the hidden states before it."""
         for number in reversed(range(1, self._model.block_count + 1)):
-            if self._states_file(number).exists():
+            try:
                 return number, _sequences_of(load_whole(self._states_file(number))[0])
+            except (RuntimeError, KeyError):
+                continue
         states = [_kept_state(state) for state in self._model.embedded(self._sequences)]
         self._keep_states(0, states)
         return 0, states

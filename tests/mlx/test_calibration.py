@@ -262,6 +262,22 @@ def test_a_stopped_run_goes_on_where_it_was_and_ends_the_same(
             assert mx.array_equal(one, other)
 
 
+def test_hidden_states_that_are_damaged_are_made_again(tmp_path: Path) -> None:
+    source = write_checkpoint(tmp_path / "source", LLAMA)
+    whole = _statistics(source, tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    running = calibrate(open_source(source), SEQUENCES, folder)
+    assert [next(running).done for _ in range(3)] == [0, 1, 2]
+    running.close()
+    (folder / "hidden-states-00002.safetensors").write_bytes(b"damaged")
+    (folder / "gradient.safetensors").write_bytes(b"damaged")
+
+    resumed = _statistics(source, folder)
+
+    assert mx.array_equal(resumed["lm_head"].moments, whole["lm_head"].moments)
+
+
 def test_what_is_written_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_source(write_checkpoint(tmp_path / "source", DEEPSEEK_V3))
     monkeypatch.setattr(calibration, "_GRADIENT_EVERY_S", 0.0)
