@@ -21,7 +21,7 @@ from r1mac.errors import BadCheckpoint
 
 RECORD_NAME = "r1mac-statistics.json"
 # The most channels that are correlated with each other, and the most products of channels that one input may take.
-_BLOCK_COLUMNS, _PRODUCTS = 2**12, 2**27
+_BLOCK_COLUMNS, _PRODUCTS = 2**11, 2**27
 # A slice's own moments weigh as much as the layer's when it has seen this many tokens: an expert that the text
 # rarely chose is told by what the layer's tokens have in common.
 _PRIOR_TOKENS = 64.0
