@@ -41,20 +41,21 @@ def answer_gradient(model: StreamedModel, states: Sequence[mx.array]) -> list[An
     """
     given = [np.asarray(state) for state in states]
     sums = [_Sums.nothing(len(state)) for state in given]
-    for first_row, rows in _head_rows(model):
-        for number, state in enumerate(given):
-            logits = state @ rows.T
-            sums[number] = sums[number].with_logits(logits, _signs(logits.shape, first_row, number))
+    for number, _, logits, signs in _logits(model, given):
+        sums[number] = sums[number].with_logits(logits, signs)
     found = [np.zeros_like(state) for state in given]
-    for first_row, rows in _head_rows(model):
-        for number, state in enumerate(given):
-            logits = state @ rows.T
-            found[number] += sums[number].gradient(logits, _signs(logits.shape, first_row, number)) @ rows
+    for number, rows, logits, signs in _logits(model, given):
+        found[number] += sums[number].gradient(logits, signs) @ rows
     return [AnswerGradient(mx.array(each), mx.array(its.length())) for each, its in zip(found, sums, strict=True)]
 
 
-def _head_rows(model: StreamedModel) -> Iterator[tuple[int, Array]]:
-    return ((first_row, np.array(rows.astype(mx.float32))) for first_row, rows in model.row_blocks(model.head_path))
+def _logits(model: StreamedModel, states: Sequence[Array]) -> Iterator[tuple[int, Array, Array, Array]]:
+    """Yield a sequence's number, rows of the head, the sequence's logits of these, and signs for them."""
+    for first_row, block in model.row_blocks(model.head_path):
+        rows = np.array(block.astype(mx.float32))
+        for number, state in enumerate(states):
+            logits = state @ rows.T
+            yield number, rows, logits, _signs(logits.shape, first_row, number)
 
 
 class _Sums(NamedTuple):

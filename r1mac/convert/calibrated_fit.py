@@ -98,7 +98,8 @@ class CalibratedFit:
     def _fit(self, known: InputStatistics, number: int, rows: mx.array, width: Quantization, dtype: mx.Dtype) -> Affine:
         moments = known.slice_moments(number)
         moments = mx.maximum(moments, _LEAST_SHARE * mx.mean(moments) + 1e-30)
-        if any(correlation.shape[-1] % width.group_size for correlation in known.correlations):
+        blocks = [correlation.shape[-1] for correlation in known.correlations]
+        if not blocks or any(columns % width.group_size for columns in blocks):
             return fit(rows, moments, bits=width.bits, group_size=width.group_size, dtype=dtype)
         made, start = [], 0
         for correlation, factor in zip(known.correlations, self._factors_of(known, number), strict=True):
