@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -107,22 +107,28 @@ def calibrate(source: Source, sequences: Sequence[Sequence[int]], folder: Path) 
     yield from calibration.run()
 
 
-def needed_bytes(source: Source, token_count: int) -> int:
-    """Return about what :func:`calibrate` takes at its peak, beside Python and its libraries.
+class Needs(NamedTuple):
+    """What :func:`calibrate` takes at its peak, beside Python and its libraries.
 
-    That is a block, the products of its matrices' channels, the text's hidden states or their gradient, and what a
-    sequence leaves in a block until the gradient has come back through it.
+    Attributes:
+        memory_bytes: about a block, the products of its matrices' channels, the text's hidden states or their
+            gradient, and what a sequence leaves in a block until the gradient has come back through it.
+        disk_bytes: at the most: the states before each block, their gradient, and statistics.
     """
-    model = StreamedModel(source)
-    states_bytes = 2 * 4 * token_count * int(source.config["hidden_size"])
-    return model.block_bytes + states_bytes + 2 * max(_product_bytes(model).values()) + _backward_bytes(model, source)
+
+    memory_bytes: int
+    disk_bytes: int
 
 
-def needed_disk_bytes(source: Source, token_count: int) -> int:
-    """Return what :func:`calibrate` writes at the most: states before each block, their gradient, and statistics."""
+def needs(source: Source, token_count: int) -> Needs:
+    """Return what it takes to calibrate *source* with so many tokens."""
     model = StreamedModel(source)
-    state_bytes = token_count * int(source.config["hidden_size"])
-    return (2 * (model.block_count + 1) + 4) * state_bytes + sum(_product_bytes(model).values()) // 2
+    state_values = token_count * int(source.config["hidden_size"])
+    product_bytes = _product_bytes(model).values()
+    return Needs(
+        model.block_bytes + 2 * 4 * state_values + 2 * max(product_bytes) + _backward_bytes(model, source),
+        (2 * (model.block_count + 1) + 4) * state_values + sum(product_bytes) // 2,
+    )
 
 
 def _product_bytes(model: StreamedModel) -> dict[str, int]:

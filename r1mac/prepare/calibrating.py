@@ -83,13 +83,13 @@ def calibrate_source(
         DiskFull: there is no room.
         DoesNotFit: the memory does not hold one block of the model.
     """
-    from r1mac.convert.calibration import calibrate, needed_bytes, needed_disk_bytes
+    from r1mac.convert.calibration import calibrate, needs
 
     sequences = sequences_of(source, text_file)
-    token_count = sum(map(len, sequences))
     _check_folder(folder)
-    _check_memory(needed_bytes(source, token_count), machine)
-    _check_disk(needed_disk_bytes(source, token_count), folder, machine)
+    needed = needs(source, sum(map(len, sequences)))
+    _check_memory(needed.memory_bytes, machine)
+    _check_disk(needed.disk_bytes, folder, machine)
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for event in calibrate(source, sequences, folder):

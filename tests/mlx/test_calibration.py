@@ -18,7 +18,7 @@ from r1mac.convert.calibration import (
     cut_into_sequences,
     is_complete,
     is_known,
-    needed_disk_bytes,
+    needs,
     shipped_parts,
 )
 from r1mac.convert.input_statistics import RECORD_NAME, InputStatistics, correlated_columns, load_statistics
@@ -289,7 +289,7 @@ def test_what_is_written_is_known_before(tmp_path: Path, monkeypatch: pytest.Mon
         most = max(most, sum(path.stat().st_size for path in folder.glob("*.safetensors")))
 
     # Headers of files and moments are a good part of so little.
-    needed = needed_disk_bytes(source, sum(map(len, SEQUENCES)))
+    needed = needs(source, sum(map(len, SEQUENCES))).disk_bytes
     assert 0.7 * most < needed < 2 * most
 
 
